@@ -81,10 +81,13 @@ class Lookup:
     def __post_init__(self) -> None:
         if self.codes.ndim != 3 or self.codebook.ndim != 3:
             raise ExprError(
-                f"Lookup: codes must be (g, r, c) and codebook (g, k, d), got {self.codes.shape} and {self.codebook.shape}"
+                f"Lookup: codes must be (g, r, c) and codebook (g, k, d), "
+                f"got {self.codes.shape} and {self.codebook.shape}"
             )
         if self.codes.dtype.kind != "u":
-            raise ExprError(f"Lookup: codes must be unsigned (a signed -1 would pick the last codeword), got {self.codes.dtype}")
+            raise ExprError(
+                f"Lookup: codes must be unsigned (a -1 would pick the last codeword), got {self.codes.dtype}"
+            )
         if self.codes.shape[0] != self.codebook.shape[0]:
             raise ExprError(f"Lookup: {self.codes.shape[0]} groups of codes but {self.codebook.shape[0]} codebooks")
 
@@ -118,7 +121,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scatter:
-    """A flat array of `size` zeros but for `positions` (strictly increasing, unsigned), which take inner's values in order."""
+    """A flat array of `size` zeros but for `positions` (rising, unsigned), which take inner's values in order."""
 
     size: int
     positions: Array
@@ -235,7 +238,7 @@ def decode(expr: Expr) -> Array:
 
 
 def leaves(expr: Expr, path: str = "") -> Iterator[tuple[str, Array]]:
-    """(path, array) of every leaf, in the order the file writes them: a node's children before its own arrays."""
+    """(path, array) of every leaf, in the order the file writes them."""
     match expr:
         case Raw(values):
             yield f"{path}values", values
