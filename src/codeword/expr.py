@@ -212,13 +212,14 @@ def decode(expr: Expr) -> Array:
                 codebook[group].take(codes[group], axis=0, out=picked[group])
             return picked.reshape(groups * rows, columns, d)
         case Affine(inner, scale, offset):
-            # One float32 copy, worked on in place: a layer may be hundreds of megabytes.
-            values = np.array(decode(inner), np.float32)
-            if scale is not None:
-                np.multiply(values, scale.astype(np.float32), out=values)
-            if offset is not None:
-                np.add(values, offset.astype(np.float32), out=values)
-            return values
+            # The first operation makes the float32 copy, the second works in place: a layer may be hundreds of megabytes.
+            values, owned = decode(inner), False
+            for array, operation in ((scale, np.multiply), (offset, np.add)):
+                if array is not None:
+                    out = values if owned else np.empty(values.shape, np.float32)
+                    values = operation(values, array.astype(np.float32), out=out, dtype=np.float32, casting="unsafe")
+                    owned = True
+            return values if owned else values.astype(np.float32)
         case Sum(terms):
             total = np.array(decode(terms[0]), np.float32)
             for term in terms[1:]:
@@ -280,3 +281,25 @@ def lookups(expr: Expr) -> Iterator[Lookup]:
             yield from lookups(inner)
         case Raw():
             return
+
+
+def with_leaves(expr: Expr, arrays: Iterator[Array]) -> Expr:
+    """The same expression over other arrays, taken in the order of `leaves`."""
+    match expr:
+        case Raw():
+            return Raw(next(arrays))
+        case Lookup():
+            return Lookup(next(arrays), next(arrays))
+        case Affine(inner, scale, offset):
+            new_inner = with_leaves(inner, arrays)
+            new_scale = next(arrays) if scale is not None else None
+            return Affine(new_inner, new_scale, next(arrays) if offset is not None else None)
+        case Sum(terms):
+            return Sum(tuple(with_leaves(term, arrays) for term in terms))
+        case Scatter(size, _, inner):
+            positions = next(arrays)
+            return Scatter(size, positions, with_leaves(inner, arrays))
+        case Permute(inner, order):
+            return Permute(with_leaves(inner, arrays), order)
+        case Reshape(inner, new):
+            return Reshape(with_leaves(inner, arrays), new)
