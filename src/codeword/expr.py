@@ -212,7 +212,7 @@ def decode(expr: Expr) -> Array:
                 codebook[group].take(codes[group], axis=0, out=picked[group])
             return picked.reshape(groups * rows, columns, d)
         case Affine(inner, scale, offset):
-            # The first operation makes the float32 copy, the second works in place: a layer may be hundreds of megabytes.
+            # The first operation makes the float32 copy, the second works in place: layers may be hundreds of megabytes.
             values, owned = decode(inner), False
             for array, operation in ((scale, np.multiply), (offset, np.add)):
                 if array is not None:

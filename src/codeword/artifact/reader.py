@@ -1,0 +1,174 @@
+"""An open .cw file: a lazy mapping from tensor names to expressions. Nothing is read until it is asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, decode_header, header_nbytes
+from codeword.atomic import replacing
+from codeword.coding import decode_leaf
+from codeword.errors import FormatError
+from codeword.expr import DTYPES, Expr, Reshape, decode, leaves, shape, with_leaves
+
+DEFAULT_MAX_TENSOR_NBYTES = 1 << 34
+
+
+class Artifact(Mapping[str, Expr]):
+    """A compressed net: `artifact[name]` is the tensor's expression, `decode(name)` the dense array.
+
+    Every read of a tensor checks its CRC. `max_tensor_nbytes` caps what one tensor may take decoded, because a header
+    of a few bytes can declare any size; raise it for tensors above 16 GiB.
+    """
+
+    def __init__(
+        self,
+        header: bytes,
+        file: IO[bytes],
+        *,
+        payload_at: int,
+        payload_nbytes: int,
+        where: str,
+        max_tensor_nbytes: int = DEFAULT_MAX_TENSOR_NBYTES,
+    ) -> None:
+        self._header = header
+        self._file = file
+        self._payload_at = payload_at
+        self._where = where
+        self._max_tensor_nbytes = max_tensor_nbytes
+        self._lock = threading.Lock()  # seek and read are two steps
+        entries, self.metadata = decode_header(header[:PREFIX_NBYTES], header[PREFIX_NBYTES:], where)
+        self.entries: dict[str, Entry] = {entry.name: entry for entry in entries}
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        for entry in entries:
+            self._offsets[entry.name] = offset
+            offset += entry.nbytes
+        if offset != payload_nbytes:
+            word = "truncated" if offset > payload_nbytes else "too long"
+            raise FormatError(f"{where}: {word}: the header declares {offset} bytes of tensors, has {payload_nbytes}")
+        self.nbytes = len(header) + payload_nbytes
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, max_tensor_nbytes: int = DEFAULT_MAX_TENSOR_NBYTES) -> Artifact:
+        """Open a file; reads the header only. Raises FormatError if it is missing, truncated, corrupted or newer."""
+        where = os.fspath(path)
+        try:
+            file = Path(path).open("rb")  # noqa: SIM115 - the artifact owns it until `close`
+        except OSError as error:
+            raise FormatError(f"{where}: cannot be read: {error.strerror}") from None
+        try:
+            prefix = file.read(PREFIX_NBYTES)
+            length = header_nbytes(prefix, where)
+            header = prefix + file.read(length)
+            if len(header) < PREFIX_NBYTES + length:
+                raise FormatError(f"{where}: truncated inside the header")
+            total = os.fstat(file.fileno()).st_size
+            return cls(
+                header,
+                file,
+                payload_at=len(header),
+                payload_nbytes=total - len(header),
+                where=where,
+                max_tensor_nbytes=max_tensor_nbytes,
+            )
+        except BaseException:
+            file.close()
+            raise
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, name: str) -> Expr:
+        entry = self.entries[name]
+        if entry.tied_to is not None:
+            source = self[entry.tied_to]
+            return source if shape(source) == entry.shape else Reshape(source, entry.shape)
+        expr = self._read(entry)
+        return expr if shape(expr) == entry.shape else Reshape(expr, entry.shape)
+
+    def decode(self, name: str) -> np.ndarray:
+        """The dense tensor, in the dtype and shape it came with. Raises KeyError, or FormatError if it is corrupted."""
+        entry = self.entries[name]
+        with np.errstate(over="ignore", invalid="ignore"):  # a float32 beyond float16 becomes infinity, as a cast does
+            return decode(self[name]).astype(DTYPES[entry.dtype], copy=False)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the net uncompressed: 4 a floating value, tied tensors once."""
+        return sum(entry.dense_nbytes for entry in self.entries.values())
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the float32 weights over the bytes of the file."""
+        return self.dense_nbytes / self.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the file, everything counted, over the number of values."""
+        size = sum(entry.size for entry in self.entries.values() if entry.tied_to is None)
+        return 8 * self.nbytes / max(size, 1)
+
+    @property
+    def container_nbytes(self) -> int:
+        """Bytes that are no coded leaf: magic, header, names, checksums."""
+        return self.nbytes - sum(leaf.nbytes for entry in self.entries.values() for leaf in entry.leaves)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file: temporary file, fsync, atomic rename. Raises WriteError and leaves an old file as it was."""
+        with replacing(path) as out, self._lock:
+            out.write(self._header)
+            self._file.seek(self._payload_at)
+            shutil.copyfileobj(self._file, out, 1 << 20)
+
+    def close(self) -> None:
+        """Close the file; expressions already read stay valid."""
+        self._file.close()
+
+    def __enter__(self) -> Artifact:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Artifact({self._where!r}, {len(self)} tensors, {self.nbytes} bytes, {self.ratio:.1f}x)"
+
+    def _read(self, entry: Entry) -> Expr:
+        if entry.skeleton is None:
+            raise FormatError(f"{self._where}: tensor {entry.name!r} has no expression of its own")
+        where = f"{self._where}: tensor {entry.name!r}"
+        declared = max([entry.size * 8, *(array.nbytes for _, array in leaves(entry.skeleton))])
+        if declared > self._max_tensor_nbytes:
+            raise FormatError(
+                f"{where}: may take {declared} bytes decoded, the limit is {self._max_tensor_nbytes}; "
+                "if you trust the file, open it with a larger max_tensor_nbytes"
+            )
+        with self._lock:
+            self._file.seek(self._payload_at + self._offsets[entry.name])
+            stream = self._file.read(entry.nbytes)
+        if len(stream) != entry.nbytes:
+            raise FormatError(f"{where}: truncated: {len(stream)} of {entry.nbytes} bytes")
+        (checksum,) = struct.unpack("<I", stream[-CRC_NBYTES:])
+        if zlib.crc32(memoryview(stream)[:-CRC_NBYTES]) != checksum:
+            raise FormatError(f"{where}: the checksum does not match: the file is corrupted; get it again")
+        return with_leaves(entry.skeleton, self._leaves(entry, entry.skeleton, stream, where))
+
+    @staticmethod
+    def _leaves(entry: Entry, skeleton: Expr, stream: bytes, where: str) -> Iterator[np.ndarray]:
+        at = 0
+        for info, (path, like) in zip(entry.leaves, leaves(skeleton), strict=True):
+            data = stream[at : at + info.nbytes]
+            at += info.nbytes
+            yield decode_leaf(info.codec, data, like.dtype, like.shape, f"{where}, {path}")
