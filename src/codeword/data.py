@@ -305,11 +305,15 @@ def _cifar10_python(path: Path) -> tuple[Array, Array]:
 def _npz(path: Path, limit: int | None) -> tuple[Array, Array]:
     """x, y of a .npz file: uint8 images as uint8 (n, c, h, w), floats as float32, other integers as int64."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or not {"x", "y"} <= set(file.files):
-                names = ", ".join(getattr(file, "files", ())) or "none"
-                raise DataError(f"{path}: expected arrays named x and y, found {names}")
-            x, y = file["x"], file["y"]
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: holds a single array; expected a .npz with arrays x and y")
+            with file:
+                if not {"x", "y"} <= set(file.files):
+                    raise DataError(f"{path}: expected arrays named x and y, found {', '.join(file.files) or 'none'}")
+                x, y = file["x"], file["y"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a .npz with arrays x and y") from None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from codeword.data import Dataset
 from codeword.errors import DataError, MissingDependencyError, SourceError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +52,11 @@ def evaluate(
     logit is NaN; MissingDependencyError without torch.
     """
     start = time.perf_counter()
-    right1 = right5 = 0
-    classes = 0
-    for first, logits in _logits(model, dataset, batch_size, mean, std):
-        classes = logits.shape[1]
-        labels = dataset.y[first : first + len(logits)]
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
-            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-            raise DataError(
-                f"{dataset.name}: label {wrong} but the model has {classes} classes (0 to {classes - 1}); "
-                "the data and the model are of different tasks"
-            )
-        ranked = _ranked(logits)
-        hits = ranked[:, :5] == labels[:, None]
-        right1 += int(hits[:, 0].sum())
-        right5 += int(hits.any(1).sum())
+    top, classes = _top5(model, dataset, batch_size, mean, std, check_labels=True)
+    hits = top == dataset.y[:, None]
     n = len(dataset)
-    top5 = 100 * right5 / n if classes > 5 else None
-    return Score(100 * right1 / n, top5, n, time.perf_counter() - start)
+    top5 = 100 * int(hits.sum()) / n if classes > 5 else None
+    return Score(100 * int(hits[:, 0].sum()) / n, top5, n, time.perf_counter() - start)
 
 
 def agreement(
@@ -84,11 +72,8 @@ def agreement(
 
     Options and errors as for `evaluate`.
     """
-    top_a, top_b = (
-        np.concatenate([_ranked(logits)[:, 0] for _, logits in _logits(model, dataset, batch_size, mean, std)])
-        for model in (model_a, model_b)
-    )
-    return 100 * float((top_a == top_b).mean())
+    top_a, top_b = (_top5(model, dataset, batch_size, mean, std)[0][:, 0] for model in (model_a, model_b))
+    return 100 * int((top_a == top_b).sum()) / len(dataset)
 
 
 def load_factory(name: str) -> Callable[..., Any]:
@@ -125,11 +110,6 @@ def load_factory(name: str) -> Callable[..., Any]:
     raise SourceError(f"{name!r}: {where}: {found or f'has no {attribute!r}'}{hint}")
 
 
-def _ranked(logits: Tensor) -> np.ndarray:
-    """Class numbers (batch, classes) from the largest logit to the smallest; equal ones by class number."""
-    return logits.argsort(dim=1, descending=True, stable=True).cpu().numpy()
-
-
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's own mode again (a frozen BatchNorm in a training net stays frozen)."""
@@ -142,10 +122,19 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _logits(
-    model: nn.Module, dataset: Dataset, batch_size: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Iterator[tuple[int, Tensor]]:
-    """(number of the batch's first example, logits (batch, classes)) of one batch after the other, checked."""
+def _top5(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    check_labels: bool = False,
+) -> tuple[np.ndarray, int]:
+    """The five best classes of every example, best first, equal logits by class number: (n, at most 5); and classes.
+
+    Raises what `evaluate` raises; about labels only if `check_labels`, and then after the first batch.
+    """
     try:
         import torch
     except ImportError as error:
@@ -157,7 +146,10 @@ def _logits(
     shift, scale = _per_channel("mean", mean, dataset), _per_channel("std", std, dataset)
     if scale is not None and not (scale > 0).all():
         raise DataError(f"std must be positive, got {std}")
-    weight = next(iter(model.parameters()), None)
+    # Buffers too: a model that runs from codes may have no parameters.
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    best: list[np.ndarray] = []
+    classes = 0
     with _eval_mode(model), torch.inference_mode():
         for first in range(0, len(dataset), batch_size):
             x = dataset.x[first : first + batch_size]
@@ -166,10 +158,10 @@ def _logits(
             # torch wants to own what it shares; a view of a read-only file is copied, a batch at a time.
             batch = torch.from_numpy(np.require(x, requirements=["C", "W"]))
             try:
-                logits = model(batch if weight is None else batch.to(weight.device))
+                logits = model(batch if tensor is None else batch.to(tensor.device))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise DataError(_refusal(model, dataset, tuple(x.shape), error)) from error
-            if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+                raise DataError(_refusal(model, dataset, x.shape, error)) from error
+            if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.numel():
                 found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
                 raise DataError(f"{type(model).__name__} returned {found}; expected logits ({len(x)}, classes)")
             bad = torch.isnan(logits).any(1)
@@ -179,7 +171,21 @@ def _logits(
                     f"{dataset.name}: {type(model).__name__} gives NaN logits for {int(bad.sum())} of the examples "
                     f"{first} to {first + len(x) - 1}, first for {example}; check the weights, mean and std"
                 )
-            yield first, logits
+            if check_labels and not first:
+                _check_labels(dataset, logits.shape[1])
+            classes = logits.shape[1]
+            best.append(logits.argsort(dim=1, descending=True, stable=True)[:, :5].cpu().numpy())
+    return np.concatenate(best), classes
+
+
+def _check_labels(dataset: Dataset, classes: int) -> None:
+    """DataError if a label is no class of the model."""
+    wrong = dataset.y[(dataset.y < 0) | (dataset.y >= classes)]
+    if len(wrong):
+        raise DataError(
+            f"{dataset.name}: label {int(wrong[0])} but the model has {classes} classes (0 to {classes - 1}); "
+            "the data and the model are of different tasks"
+        )
 
 
 def _per_channel(name: str, values: Sequence[float] | None, dataset: Dataset) -> np.ndarray | None:

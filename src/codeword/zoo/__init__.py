@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from codeword.data import load_data
 from codeword.zoo.cifar import alexnet32, resnet20, resnet32, resnet44, resnet56, vgg16_32
-from codeword.zoo.mnist import lenet5, lenet_300_100
+from codeword.zoo.mnist import LeNet5, lenet5, lenet_300_100
 
 __all__ = [
     "alexnet32",
@@ -44,7 +43,7 @@ def digits_path() -> Path:
     return Path(str(resources.files("codeword.zoo").joinpath("digits.npz")))
 
 
-def lenet5_trained() -> nn.Module:
+def lenet5_trained() -> LeNet5:
     """LeNet-5 with the bundled weights, in eval mode."""
     # The file is ours and holds float32 only, so these lines do instead of a dependency on the safetensors package.
     data = lenet5_path().read_bytes()

@@ -132,31 +132,31 @@ def _init_convolutions(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def resnet20(num_classes: int = 10) -> nn.Module:
+def resnet20(num_classes: int = 10) -> ResNet:
     """ResNet-20 for CIFAR with random weights, in eval mode."""
     return ResNet(3, num_classes).eval()
 
 
-def resnet32(num_classes: int = 10) -> nn.Module:
+def resnet32(num_classes: int = 10) -> ResNet:
     """ResNet-32 for CIFAR with random weights, in eval mode."""
     return ResNet(5, num_classes).eval()
 
 
-def resnet44(num_classes: int = 10) -> nn.Module:
+def resnet44(num_classes: int = 10) -> ResNet:
     """ResNet-44 for CIFAR with random weights, in eval mode."""
     return ResNet(7, num_classes).eval()
 
 
-def resnet56(num_classes: int = 10) -> nn.Module:
+def resnet56(num_classes: int = 10) -> ResNet:
     """ResNet-56 for CIFAR with random weights, in eval mode."""
     return ResNet(9, num_classes).eval()
 
 
-def alexnet32(num_classes: int = 10) -> nn.Module:
+def alexnet32(num_classes: int = 10) -> AlexNet32:
     """AlexNet for 32 x 32 images with random weights, in eval mode."""
     return AlexNet32(num_classes).eval()
 
 
-def vgg16_32(num_classes: int = 10) -> nn.Module:
+def vgg16_32(num_classes: int = 10) -> VGG16:
     """VGG-16 with batch normalisation for 32 x 32 images with random weights, in eval mode."""
     return VGG16(num_classes).eval()

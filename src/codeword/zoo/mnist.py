@@ -46,11 +46,11 @@ class LeNet5(Normalized):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
-def lenet_300_100() -> nn.Module:
+def lenet_300_100() -> LeNet300:
     """LeNet-300-100 with random weights, in eval mode."""
     return LeNet300().eval()
 
 
-def lenet5() -> nn.Module:
+def lenet5() -> LeNet5:
     """LeNet-5 (Caffe's) with random weights, in eval mode."""
     return LeNet5().eval()
