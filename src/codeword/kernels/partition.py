@@ -1,0 +1,71 @@
+"""The inner steps of optimal one-dimensional clustering: one layer of the dynamic program over sorted bins.
+
+A cluster of an optimal clustering is an interval of the sorted values (Wu 1991), so with prefix sums S0 (weights),
+S1 (weights * values), S2 (weights * values**2) the cost of bins [i, j) is
+S2 - S1**2 / S0 of that range, and D_k[j] = min_i D_{k-1}[i] + cost(i, j). The best i never moves left as j moves right,
+which divide and conquer turns into O(m log m) a layer instead of O(m**2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def interval_cost(prefix: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Squared error of bins [i, j) about their mean; prefix (3, m+1) holds S0, S1, S2. Broadcasts i against j."""
+    s0 = prefix[0][j] - prefix[0][i]
+    s1 = prefix[1][j] - prefix[1][i]
+    s2 = prefix[2][j] - prefix[2][i]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cost = s2 - s1 * s1 / s0
+    return np.where(s0 > 0, np.maximum(cost, 0), 0)  # rounding may leave a little less than nothing
+
+
+def next_layer(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(D_k, best i) for all j from D_{k-1} = before (m+1,). All midpoints of one depth are solved in one pass."""
+    m = len(before) - 1
+    best = np.full(m + 1, np.inf)
+    arg = np.zeros(m + 1, np.int64)
+    lefts, rights = np.array([0]), np.array([m + 1])  # open intervals of j still to solve: [left, right)
+    low, high = np.array([0]), np.array([m])  # where their best i may lie
+    while len(lefts):
+        mid = (lefts + rights) // 2
+        upper = np.minimum(high, mid)
+        lower = np.minimum(low, upper)
+        length = upper - lower + 1
+        first = np.cumsum(length) - length
+        i = np.arange(int(length.sum())) - np.repeat(first - lower, length)
+        value = before[i] + interval_cost(prefix, i, np.repeat(mid, length))
+        least = np.minimum.reduceat(value, first)
+        where = np.where(value == np.repeat(least, length), i, m + 1)
+        best[mid] = least
+        arg[mid] = np.minimum.reduceat(where, first)
+        lefts, rights, low, high = (
+            np.stack(pair, axis=1).reshape(-1)
+            for pair in ((lefts, mid + 1), (mid, rights), (low, arg[mid]), (arg[mid], high))
+        )
+        alive = lefts < rights
+        lefts, rights, low, high = lefts[alive], rights[alive], low[alive], high[alive]
+    return best, arg
+
+
+def best_path(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    """Cheapest boundaries, one from each row of candidates (k-1, w), which rise within a row. Returns (k-1,) positions.
+
+    A dynamic program over w**2 pairs a boundary; positions may repeat, which leaves a cluster empty.
+    """
+    m = prefix.shape[1] - 1
+    total = interval_cost(prefix, np.zeros(1, np.int64), candidates[0])
+    back = np.zeros(candidates.shape, np.int64)
+    for row in range(1, len(candidates)):
+        i, j = candidates[row - 1][:, None], candidates[row][None, :]
+        value = np.where(i <= j, total[:, None] + interval_cost(prefix, i, np.maximum(i, j)), np.inf)
+        back[row] = np.argmin(value, axis=0)
+        total = np.min(value, axis=0)
+    total = total + interval_cost(prefix, candidates[-1], np.full(1, m))
+    pick = int(np.argmin(total))
+    chosen = np.empty(len(candidates), np.int64)
+    for row in range(len(candidates) - 1, -1, -1):
+        chosen[row] = candidates[row][pick]
+        pick = back[row][pick]
+    return chosen

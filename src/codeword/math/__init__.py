@@ -1,0 +1,1 @@
+"""The arithmetic of clustering: arrays in, NamedTuples out. No files, no names of tensors, no logging."""

@@ -1,0 +1,75 @@
+"""Sorted bins with prefix sums: all that one-dimensional clustering needs to know of a tensor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from codeword.kernels.histogram import Sums, histogram
+
+_EXACT = 1 << 18  # up to this many values each distinct one has a bin of its own
+
+
+class Bins(NamedTuple):
+    """m bins by rising value.
+
+    Prefix sums start at the bin nearest to zero and run outwards, so that a sum over an interval is as precise as its
+    own largest member and an outlier at the far end spoils nothing.
+    """
+
+    values: np.ndarray  # (m,) weighted mean of each bin
+    count: np.ndarray  # (m+1,) prefix of the number of weights
+    prefix: np.ndarray  # (3, m+1) prefixes of importance, importance * value, importance * value**2
+
+    @property
+    def n(self) -> float:
+        """Number of weights."""
+        return float(self.count[-1] - self.count[0])
+
+    @property
+    def energy(self) -> float:
+        """Sum of importance * value**2: the error of a tensor of zeros."""
+        return float(self.prefix[2][-1] - self.prefix[2][0])
+
+
+def make_bins(values: np.ndarray, scale: np.ndarray | None = None, importance: np.ndarray | None = None) -> Bins:
+    """Bins of values (r, c), finite, each row divided by scale (r,), weighted by importance (r, c) >= 0."""
+    if values.size > _EXACT:
+        sums = histogram(values, scale, importance)
+    else:
+        scaled = values.astype(np.float64)
+        if scale is not None:
+            scaled /= scale[:, None].astype(np.float64)
+        h = np.ones(scaled.size) if importance is None else importance.reshape(-1).astype(np.float64)
+        distinct, index = np.unique(scaled, return_inverse=True)
+        index = index.reshape(-1)
+        weight = np.bincount(index, h, len(distinct))
+        count = np.bincount(index, minlength=len(distinct)).astype(np.float64)
+        sums = Sums(count, weight, weight * distinct, weight * distinct * distinct)
+        return _with_prefixes(distinct, sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = sums.first / sums.weight
+    # A bin without importance still needs a place in the order: between its neighbours will do.
+    means = np.where(sums.weight > 0, means, np.nan)
+    known = ~np.isnan(means)
+    means = (
+        np.interp(np.arange(len(means)), np.flatnonzero(known), means[known]) if known.any() else np.zeros(len(means))
+    )
+    return _with_prefixes(means, sums)
+
+
+def _with_prefixes(values: np.ndarray, sums: Sums) -> Bins:
+    anchor = int(np.searchsorted(values, 0.0))
+    return Bins(
+        values,
+        _prefix(sums.count, anchor),
+        np.stack([_prefix(part, anchor) for part in (sums.weight, sums.first, sums.second)]),
+    )
+
+
+def _prefix(parts: np.ndarray, anchor: int) -> np.ndarray:
+    """(m+1,) P with P[j] - P[i] = sum of parts[i:j] and P[anchor] = 0."""
+    right = np.cumsum(parts[anchor:])
+    left = -np.cumsum(parts[:anchor][::-1])[::-1]
+    return np.concatenate([left, [0.0], right])
