@@ -191,6 +191,28 @@ def shape(expr: Expr) -> tuple[int, ...]:
             return new
 
 
+def result_dtype(expr: Expr) -> np.dtype:
+    """Dtype that `decode` returns, without decoding."""
+    match expr:
+        case Raw(values):
+            return values.dtype
+        case Lookup(_, codebook):
+            return codebook.dtype
+        case Affine() | Sum():
+            return DTYPES["float32"]
+        case Scatter(inner=inner) | Permute(inner) | Reshape(inner):
+            return result_dtype(inner)
+
+
+def fits_dtype(expr: Expr, dtype: np.dtype) -> bool:
+    """Whether a tensor of this dtype may be this expression: the same, or floats that float32 holds on the way.
+
+    Anything else would be cast in ways that differ from machine to machine (floats to integers) or round twice.
+    """
+    result = result_dtype(expr)
+    return result == dtype or (dtype_name(dtype) in FLOATS and np.can_cast(result, np.float32))
+
+
 def decode(expr: Expr) -> Array:
     """The dense array an expression stands for.
 
@@ -212,7 +234,7 @@ def decode(expr: Expr) -> Array:
                 codebook[group].take(codes[group], axis=0, out=picked[group])
             return picked.reshape(groups * rows, columns, d)
         case Affine(inner, scale, offset):
-            # The first operation makes the float32 copy, the second works in place: layers may be hundreds of megabytes.
+            # The first operation makes the float32 copy, the second works in place: layers may be very large.
             values, owned = decode(inner), False
             for array, operation in ((scale, np.multiply), (offset, np.add)):
                 if array is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from codeword.artifact.layout import encode_start, encode_tied, encode_tree
 from codeword.coding import encode_leaf
 from codeword.errors import ExprError
-from codeword.expr import DTYPES, Expr, Reshape, leaves, shape
+from codeword.expr import DTYPES, Expr, Reshape, fits_dtype, leaves, result_dtype, shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class CodedTensor:
 def code_tensor(name: str, dtype: str, dims: tuple[int, ...], expr: Expr) -> CodedTensor:
     """Code the leaves of an expression for a tensor of this dtype and shape. A pure function: no clock, no randomness.
 
-    Raises ExprError if the expression has another number of elements than the tensor.
+    Raises ExprError if the expression has another number of elements than the tensor, or a dtype that does not fit it.
     """
     if dtype not in DTYPES:
         raise ExprError(f"{name}: dtype {dtype} cannot be stored; the format knows {', '.join(DTYPES)}")
@@ -38,6 +38,8 @@ def code_tensor(name: str, dtype: str, dims: tuple[int, ...], expr: Expr) -> Cod
         expr = expr.inner  # the reader gives every expression its tensor's shape: no need to say it twice
     if math.prod(shape(expr)) != math.prod(dims):
         raise ExprError(f"{name}: an expression of shape {shape(expr)} for a tensor of shape {dims}")
+    if not fits_dtype(expr, DTYPES[dtype]):
+        raise ExprError(f"{name}: an expression of {result_dtype(expr)} for a tensor of {dtype}")
     coded = [encode_leaf(array) for _, array in leaves(expr)]
     streams = b"".join(data for _, data in coded)
     checksum = struct.pack("<I", zlib.crc32(streams))

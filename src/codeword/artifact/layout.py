@@ -31,7 +31,9 @@ from codeword.expr import (
     Scatter,
     Sum,
     dtype_name,
+    fits_dtype,
     leaves,
+    result_dtype,
     shape,
 )
 
@@ -43,13 +45,14 @@ PREFIX_NBYTES = len(MAGIC) + _FIXED.size + 4
 CRC_NBYTES = 4  # of each tensor, behind its streams
 
 # Caps on what a header may claim, checked before anything is allocated.
-MAX_HEADER = 1 << 26
+MAX_HEADER = 1 << 22
 MAX_NAME = 1 << 10
 MAX_METADATA = 1 << 16
 MAX_RANK = 15
 MAX_ELEMENTS = 1 << 40
 MAX_DEPTH = 8
 MAX_TERMS = 16
+MAX_LEAVES = 256
 
 _DTYPES = tuple(DTYPES)  # the index is the tag in the file: only ever append to expr.DTYPES
 _RAW, _LOOKUP, _AFFINE, _SUM, _SCATTER, _PERMUTE, _RESHAPE, _TIED = range(8)
@@ -112,6 +115,8 @@ def encode_tree(expr: Expr, coded: Sequence[tuple[Codec, bytes]]) -> bytes:
                 out = bytes([_AFFINE, (scale is not None) | (offset is not None) << 1]) + node(inner)
                 return out + b"".join(leaf(array) for array in (scale, offset) if array is not None)
             case Sum(terms):
+                if len(terms) > MAX_TERMS:
+                    raise ExprError(f"a sum of {len(terms)} terms; the format holds at most {MAX_TERMS}")
                 return bytes([_SUM, len(terms)]) + b"".join(node(term) for term in terms)
             case Scatter(size, positions, inner):
                 return bytes([_SCATTER]) + put_varint(size) + leaf(positions) + node(inner)
@@ -141,9 +146,13 @@ def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[s
     if len(extra) > MAX_METADATA:
         raise FormatError(f"metadata takes {len(extra)} bytes; the format holds at most {MAX_METADATA}")
     for name in names:
-        if not name or len(name.encode()) > MAX_NAME or "\0" in name:
+        if not name or len(name.encode(errors="replace")) > MAX_NAME or "\0" in name:
             raise FormatError(f"tensor name {name[:80]!r} must have 1 to {MAX_NAME} bytes and no zero byte")
-    plain = put_varint(len(names)) + b"".join(name.encode() + b"\0" for name in names) + b"".join(trees) + extra
+    try:
+        listed = b"".join(name.encode() + b"\0" for name in names)
+    except UnicodeEncodeError as error:
+        raise FormatError(f"a tensor name is not Unicode text: {error}") from None
+    plain = put_varint(len(names)) + listed + b"".join(trees) + extra
     if len(plain) > MAX_HEADER:
         raise FormatError(f"the header takes {len(plain)} bytes; the format holds at most {MAX_HEADER}")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
@@ -218,7 +227,7 @@ def _metadata(reader: Reader) -> dict[str, str]:
     if reader.left > MAX_METADATA:
         raise FormatError(f"{reader.where}: {reader.left} bytes; at most {MAX_METADATA} are allowed")
     try:
-        found = json.loads(reader.rest())
+        found = json.loads(reader.rest().decode())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{reader.where}: not JSON: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
@@ -238,6 +247,8 @@ def _entry(name: str, reader: Reader, before: list[Entry]) -> Entry:
             )
         if math.prod(dims) != before[index].size:
             raise FormatError(f"{reader.where}: shape {dims} tied to {before[index].name!r} of {before[index].shape}")
+        if dtype != before[index].dtype:
+            raise FormatError(f"{reader.where}: {dtype} tied to {before[index].name!r} of {before[index].dtype}")
         return Entry(name, dtype, dims, None, (), before[index].name)
     infos: list[tuple[Codec, int]] = []
     try:
@@ -246,6 +257,8 @@ def _entry(name: str, reader: Reader, before: list[Entry]) -> Entry:
         raise FormatError(f"{reader.where}: {error}") from None
     if math.prod(shape(skeleton)) != math.prod(dims):
         raise FormatError(f"{reader.where}: an expression of shape {shape(skeleton)} for a tensor of shape {dims}")
+    if not fits_dtype(skeleton, DTYPES[dtype]):
+        raise FormatError(f"{reader.where}: an expression of {result_dtype(skeleton)} for a tensor of {dtype}")
     stored = tuple(LeafInfo(path, *info) for (path, _), info in zip(leaves(skeleton), infos, strict=True))
     return Entry(name, dtype, dims, skeleton, stored)
 
@@ -264,6 +277,8 @@ def _node(reader: Reader, infos: list[tuple[Codec, int]], depth: int) -> Expr:
             raise FormatError(f"{reader.where}: codec {tag >> 4} is unknown to version {VERSION}") from None
         dims = _read_dims(reader, reader.varint())
         infos.append((codec, reader.varint()))
+        if len(infos) > MAX_LEAVES:
+            raise FormatError(f"{reader.where}: more than {MAX_LEAVES} leaves")
         return np.broadcast_to(np.zeros((), dtype), dims)
 
     def node() -> Expr:
@@ -274,7 +289,9 @@ def _node(reader: Reader, infos: list[tuple[Codec, int]], depth: int) -> Expr:
             return Raw(leaf())
         case 1:
             codes = leaf()
-            return Lookup(codes, leaf())
+            lookup = Lookup(codes, leaf())
+            _check_elements(shape(lookup), reader)
+            return lookup
         case 2:
             flags, inner = reader.byte(), node()
             if flags > 3:
@@ -310,10 +327,15 @@ def _read_dims(reader: Reader, rank: int, *, bounded: bool = True) -> tuple[int,
     if rank > MAX_RANK:
         raise FormatError(f"{reader.where}: {rank} dimensions; at most {MAX_RANK} are allowed")
     dims = tuple(reader.varint() for _ in range(rank))
-    # Without zeros in the product: an empty tensor may not smuggle in a dimension that NumPy cannot hold.
-    if bounded and math.prod(max(dim, 1) for dim in dims) > MAX_ELEMENTS:
-        raise FormatError(f"{reader.where}: shape {dims} has more than {MAX_ELEMENTS} elements")
+    if bounded:
+        _check_elements(dims, reader)
     return dims
+
+
+def _check_elements(dims: tuple[int, ...], reader: Reader) -> None:
+    # Without zeros in the product: an empty tensor may not smuggle in a dimension that NumPy cannot hold.
+    if math.prod(max(dim, 1) for dim in dims) > MAX_ELEMENTS:
+        raise FormatError(f"{reader.where}: shape {dims} has more than {MAX_ELEMENTS} elements")
 
 
 def _dtype(tag: int, reader: Reader) -> str:

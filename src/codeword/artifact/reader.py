@@ -17,7 +17,7 @@ from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, decode_he
 from codeword.atomic import replacing
 from codeword.coding import decode_leaf
 from codeword.errors import FormatError
-from codeword.expr import DTYPES, Expr, Reshape, decode, leaves, shape, with_leaves
+from codeword.expr import DTYPES, Expr, Reshape, decode, leaves, nbytes, shape, with_leaves
 
 DEFAULT_MAX_TENSOR_NBYTES = 1 << 34
 
@@ -149,7 +149,7 @@ class Artifact(Mapping[str, Expr]):
         if entry.skeleton is None:
             raise FormatError(f"{self._where}: tensor {entry.name!r} has no expression of its own")
         where = f"{self._where}: tensor {entry.name!r}"
-        declared = max([entry.size * 8, *(array.nbytes for _, array in leaves(entry.skeleton))])
+        declared = max(entry.size * 8, nbytes(entry.skeleton))
         if declared > self._max_tensor_nbytes:
             raise FormatError(
                 f"{where}: may take {declared} bytes decoded, the limit is {self._max_tensor_nbytes}; "

@@ -78,7 +78,8 @@ def _raw_bytes(values: np.ndarray) -> bytes:
 def _to_keys(values: np.ndarray) -> np.ndarray:
     """Flat unsigned keys, one to one with the values' bit patterns."""
     bits = 8 * values.itemsize
-    keys = np.ascontiguousarray(values).reshape(-1).view(_KEYS[values.itemsize])
+    native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    keys = native.reshape(-1).view(_KEYS[values.itemsize])
     if dtype_name(values.dtype) in FLOATS:
         return keys << keys.dtype.type(1) | keys >> keys.dtype.type(bits - 1)
     if values.dtype.kind == "i":

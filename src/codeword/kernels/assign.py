@@ -15,7 +15,9 @@ def assign(values: np.ndarray, scale: np.ndarray | None, thresholds: np.ndarray)
     """
     dtype = code_dtype(len(thresholds) + 1)
     codes = np.empty(values.shape, dtype)
+    # Rounded down, which leaves every float32 on its side: rounded to nearest, neighbouring floats would share a code.
     edges = thresholds.astype(np.float32)
+    edges = np.where(edges > thresholds, np.nextafter(edges, np.float32(-np.inf)), edges)
     for where, part in chunks(values, scale):
         codes[where] = np.searchsorted(edges, part)
     return codes
@@ -29,7 +31,7 @@ def assign_weighted(
     values and importance (r, c), scale (r,), codebook and penalty (k,). With an importance of its own for each weight
     there are no common thresholds, so every codeword is tried; ties go to the lower code.
     """
-    codes = np.empty(values.shape, code_dtype(len(codebook)))
+    codes = np.zeros(values.shape, code_dtype(len(codebook)))
     for where, part in chunks(values, scale):
         h = importance[where].astype(np.float32)
         best = np.full(part.shape, np.inf, np.float32)
