@@ -22,6 +22,7 @@ from codeword.math.kmeans import kmeans
 
 Granularity: TypeAlias = Literal["tensor", "row"]
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+_LEAST_SCALE = 2.0**-126  # the smallest normal float32: a smaller divisor may round to zero
 
 
 @runtime_checkable
@@ -180,13 +181,13 @@ def row_scales(rows: np.ndarray) -> Scales:
     top = float(norms.max())
     if not top > 0:
         return Scales(None, 1.0)
-    unit = 2.0 ** math.floor(math.log2(top))
+    unit = max(2.0 ** math.floor(math.log2(top)), _LEAST_SCALE * 2.0**14)
     return Scales(np.maximum(norms / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
 
 
 def _rms(rows: np.ndarray) -> float:
     energy = sum(float(np.sum(np.square(row, dtype=np.float64))) for row in rows)
-    return math.sqrt(energy / rows.size) or 1.0
+    return max(math.sqrt(energy / rows.size), _LEAST_SCALE) if energy else 1.0
 
 
 def _rows_of(importance: np.ndarray | None) -> np.ndarray | None:

@@ -56,7 +56,7 @@ def _mean_weight(bins: Bins) -> float:
 def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: int) -> Codebook:
     # The grid must cover the range with what codewords there are: below that, rate no longer is the question.
     reach = max(abs(float(bins.values[0])), abs(float(bins.values[-1])))
-    spacing = max(spacing, 2 * reach / (max_codewords - 2)) if max_codewords > 2 else spacing
+    spacing = max(spacing, reach / max(1, (max_codewords - 1) // 2))
     h = _mean_weight(bins)
     cells = np.unique(np.rint(bins.values / spacing))
     codewords = np.union1d(cells, [0.0]) * spacing
