@@ -1,3 +1,49 @@
-"""Codeword: make trained networks small by weight sharing."""
+"""Codeword makes trained networks small by weight sharing: one dial in, one small verified file out, and back.
+
+    artifact = codeword.compress("model.safetensors", target="30x")
+    artifact.save("model.cw")
+
+What is not named here is not public. Importing this package imports no torch.
+"""
+
+from codeword.api import (
+    Compressed,
+    TargetMissed,
+    compress,
+    decompress,
+    evaluate,
+    fit,
+    inspect,
+    load,
+    state_dict,
+    swap,
+    verify,
+)
+from codeword.artifact import Artifact
+from codeword.errors import CodewordError
+from codeword.methods import Keep, KMeans, Method, RateAware
+from codeword.plan import Plan, Rule
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "CodewordError",
+    "Compressed",
+    "KMeans",
+    "Keep",
+    "Method",
+    "Plan",
+    "RateAware",
+    "Rule",
+    "TargetMissed",
+    "compress",
+    "decompress",
+    "evaluate",
+    "fit",
+    "inspect",
+    "load",
+    "state_dict",
+    "swap",
+    "verify",
+]

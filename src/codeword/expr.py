@@ -55,6 +55,11 @@ def dtype_name(dtype: np.dtype) -> str:
         raise ExprError(f"dtype {dtype} cannot be stored; the format knows {', '.join(DTYPES)}") from None
 
 
+def dense_nbytes(dtype: str, size: int) -> int:
+    """Bytes of `size` values uncompressed, which all ratios refer to: 4 a floating value, else the dtype's own width."""
+    return size * (4 if dtype in FLOATS else DTYPES[dtype].itemsize)
+
+
 def is_float(array: Array) -> bool:
     """True for any floating dtype, bfloat16 and float8 included (NumPy's own test does not know those)."""
     return dtype_name(array.dtype) in FLOATS

@@ -91,8 +91,9 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
     """Rate-aware scalar clustering (methods A5): least squared error + lam * coded bits; the k that is best follows.
 
     lam: the squared error one bit is worth, in units of the tensor's mean square (of each row's, if the granularity is
-    "row"), so 0.01 means about 20 dB whatever the weights' scale. codebook "grid": codewords are multiples of one
-    step, a few bytes in the file; "free": each is the mean of its members.
+    "row"), so that it means the same whatever the weights' scale. An importance multiplies the squared errors of the
+    scaled weights. codebook "grid": codewords are multiples of one step, a few bytes in the file; "free": each is the
+    mean of its members.
     """
 
     lam: float
@@ -114,21 +115,21 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             return Raw(weight)
         scales = self.scales(rows)
         divisor = scales.divisor(len(rows))
-        lam = self.lam * (1.0 if h is None else float(h.mean()))
-        found = self.design(make_bins(rows, divisor, h), lam)
+        bins = make_bins(rows, divisor, h)
+        found = self.design(bins)
         if h is None:
             codes = assign(rows, divisor, found.thresholds)
         else:
-            codes = assign_weighted(rows, divisor, h, found.codewords, lam * found.prices)
+            codes = assign_weighted(rows, divisor, h, found.codewords, self.lam * bins.mean_energy * found.prices)
         return _shared(codes, found.codewords, scales, weight.shape, found.grid)
 
     def scales(self, rows: np.ndarray) -> Scales:
         """What rows (r, c) are divided by: each its own root mean square, or all the tensor's."""
         return row_scales(rows) if self.granularity == "row" else Scales(None, _rms(rows))
 
-    def design(self, bins: Bins, lam: float) -> Codebook:
-        """The codebook for scaled weights; lam in units of their squared error times importance."""
-        return ecsq(bins, lam, free=self.codebook == "free", max_codewords=self.max_clusters)
+    def design(self, bins: Bins) -> Codebook:
+        """The codebook for bins of scaled weights."""
+        return ecsq(bins, self.lam * bins.mean_energy, free=self.codebook == "free", max_codewords=self.max_clusters)
 
 
 BuiltIn: TypeAlias = Keep | KMeans | RateAware
@@ -168,7 +169,9 @@ def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:
     half = keys.dtype.type((1 << (drop - 1)) - 1)
     kept = keys + half + ((keys >> keys.dtype.type(drop)) & one)
     rounded = (kept >> keys.dtype.type(drop) << keys.dtype.type(drop)).view(values.dtype)
-    return np.where(np.isfinite(rounded), rounded, values)  # rounding up may not make an infinity
+    return np.where(
+        np.isfinite(values) & np.isfinite(rounded), rounded, values
+    )  # rounding up must not make an infinity
 
 
 def row_scales(rows: np.ndarray) -> Scales:

@@ -23,7 +23,7 @@ import numpy as np
 
 from codeword.artifact.layout import MAGIC
 from codeword.errors import ExprError, MissingDependencyError, SourceError
-from codeword.expr import DTYPES, FLOATS, dtype_name
+from codeword.expr import DTYPES, FLOATS, dense_nbytes, dtype_name
 from codeword.safetensors_file import SafetensorsEntry, read_header, read_tensor, strict_json
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class TensorInfo:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes uncompressed, as `expr.dense_nbytes` counts."""
+        return dense_nbytes(self.dtype, self.size)
 
 
 @runtime_checkable

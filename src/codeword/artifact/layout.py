@@ -30,6 +30,7 @@ from codeword.expr import (
     Reshape,
     Scatter,
     Sum,
+    dense_nbytes,
     dtype_name,
     fits_dtype,
     leaves,
@@ -91,10 +92,8 @@ class Entry:
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of the uncompressed tensor: 4 a value if floating, else its own width; 0 if tied."""
-        if self.tied_to is not None:
-            return 0
-        return self.size * (4 if "float" in self.dtype else DTYPES[self.dtype].itemsize)
+        """Bytes uncompressed, as `expr.dense_nbytes` counts; 0 if tied."""
+        return dense_nbytes(self.dtype, self.size) if self.tied_to is None else 0
 
 
 def encode_tree(expr: Expr, coded: Sequence[tuple[Codec, bytes]]) -> bytes:

@@ -14,7 +14,7 @@ _KEY_BITS = 20  # of an order-preserving float32 key: sign, exponent and 11 bits
 class Sums(NamedTuple):
     """What each occupied bin holds, bins by rising value; all (m,) float64."""
 
-    count: np.ndarray  # number of weights
+    counts: np.ndarray  # number of weights
     weight: np.ndarray  # sum of importance
     first: np.ndarray  # sum of importance * value
     second: np.ndarray  # sum of importance * value**2
@@ -27,12 +27,12 @@ def histogram(values: np.ndarray, scale: np.ndarray | None, importance: np.ndarr
     Memory does not grow with the number of values. All values finite.
     """
     bins = 1 << _KEY_BITS
-    count, weight, first, second = (np.zeros(bins) for _ in range(4))
+    counts, weight, first, second = (np.zeros(bins) for _ in range(4))
     for where, part in chunks(values, scale):
         flat = part.reshape(-1)
         keys = _keys(flat)
         moment = flat.astype(np.float64)
-        count += np.bincount(keys, minlength=bins)
+        counts += np.bincount(keys, minlength=bins)
         if importance is not None:
             h = importance[where].reshape(-1).astype(np.float64)
             weight += np.bincount(keys, h, bins)
@@ -41,9 +41,9 @@ def histogram(values: np.ndarray, scale: np.ndarray | None, importance: np.ndarr
         moment *= flat
         second += np.bincount(keys, moment, bins)
     if importance is None:
-        weight = count
-    (occupied,) = np.nonzero(count)
-    return Sums(count[occupied], weight[occupied], first[occupied], second[occupied])
+        weight = counts
+    (occupied,) = np.nonzero(counts)
+    return Sums(counts[occupied], weight[occupied], first[occupied], second[occupied])
 
 
 def _keys(values: np.ndarray) -> np.ndarray:

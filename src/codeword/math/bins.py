@@ -19,18 +19,23 @@ class Bins(NamedTuple):
     """
 
     values: np.ndarray  # (m,) weighted mean of each bin
-    count: np.ndarray  # (m+1,) prefix of the number of weights
+    counts: np.ndarray  # (m+1,) prefix of the number of weights
     prefix: np.ndarray  # (3, m+1) prefixes of importance, importance * value, importance * value**2
 
     @property
     def n(self) -> float:
         """Number of weights."""
-        return float(self.count[-1] - self.count[0])
+        return float(self.counts[-1] - self.counts[0])
 
     @property
     def energy(self) -> float:
         """Sum of importance * value**2: the error of a tensor of zeros."""
         return float(self.prefix[2][-1] - self.prefix[2][0])
+
+    @property
+    def mean_energy(self) -> float:
+        """Energy of one weight on average."""
+        return self.energy / self.n
 
 
 def make_bins(values: np.ndarray, scale: np.ndarray | None = None, importance: np.ndarray | None = None) -> Bins:
@@ -59,11 +64,23 @@ def make_bins(values: np.ndarray, scale: np.ndarray | None = None, importance: n
     return _with_prefixes(means, sums)
 
 
+def coarser(bins: Bins, most: int) -> Bins:
+    """At most `most` bins, neighbours merged evenly: enough for estimates, small enough to keep for every tensor."""
+    m = len(bins.values)
+    if m <= most:
+        return bins
+    starts = np.unique(np.linspace(0, m, most + 1).astype(np.int64))
+    prefix = bins.prefix[:, starts]
+    weight, first = np.diff(prefix[0]), np.diff(prefix[1])
+    means = np.where(weight > 0, first / np.where(weight > 0, weight, 1), bins.values[starts[:-1]])
+    return Bins(means, bins.counts[starts], prefix)
+
+
 def _with_prefixes(values: np.ndarray, sums: Sums) -> Bins:
     anchor = int(np.searchsorted(values, 0.0))
     return Bins(
         values,
-        _prefix(sums.count, anchor),
+        _prefix(sums.counts, anchor),
         np.stack([_prefix(part, anchor) for part in (sums.weight, sums.first, sums.second)]),
     )
 

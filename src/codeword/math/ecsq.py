@@ -40,9 +40,12 @@ class Codebook(NamedTuple):
 def ecsq(bins: Bins, lam: float, *, free: bool, max_codewords: int = MAX_CODEWORDS) -> Codebook:
     """The codebook of least sse + lam * bits over several starting grids.
 
-    lam > 0: squared error (times importance) that one bit is worth. free: codewords move to the mean of their members,
-    else they stay on a uniform grid, which a file stores in a few bytes. Zero is always a codeword and never moves.
+    lam > 0 unless all is zero: squared error (times importance) that one bit is worth. free: codewords move to the mean
+    of their members, else they stay on a uniform grid, which a file stores in a few bytes. Zero is always a codeword
+    and never moves.
     """
+    if not bins.energy > 0:
+        return Codebook(np.zeros(1), np.zeros(0), np.zeros(1), 0.0, 0.0, None if free else 1.0)
     found = [
         _solve(bins, lam, spacing * math.sqrt(lam / _mean_weight(bins)), free, max_codewords) for spacing in _SPACINGS
     ]
@@ -64,12 +67,12 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
         nearest = np.argsort(np.abs(codewords), kind="stable")[:max_codewords]
         codewords = np.sort(codewords[nearest])
     prices = np.zeros(len(codewords))
-    best = math.inf
+    sse, bits, best = 0.0, 0.0, math.inf
     for _ in range(_ROUNDS):
         keep, thresholds = _envelope(codewords, prices * (lam / h))
         codewords, prices = codewords[keep], prices[keep]
         edges = np.concatenate([[0], np.searchsorted(bins.values, thresholds, side="right"), [len(bins.values)]])
-        members = np.diff(bins.count[edges])
+        members = np.diff(bins.counts[edges])
         used = (members > 0) | (codewords == 0)
         if not used.all():
             codewords, prices = codewords[used], prices[used]
@@ -97,6 +100,9 @@ def _envelope(codewords: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, n
     stays even where it is dominated, so that pruned weights have their code.
     """
     line = codewords * codewords + penalty
+    thresholds = np.diff(line) / (2 * np.diff(codewords))
+    if np.all(np.diff(thresholds) > 0):  # every codeword is cheapest somewhere: so it is at high rate
+        return np.arange(len(codewords)), thresholds
     kept: list[int] = []
     for new in range(len(codewords)):
         while len(kept) > 1:

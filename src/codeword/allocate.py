@@ -1,0 +1,240 @@
+"""One dial to a plan: a single lambda trades error against bits in every tensor, and is bisected on real files.
+
+Each tensor has a curve: for a lambda, the method of least cost + lambda * bits. The cost is the tensor's relative error,
+squared error over energy (times importance, if known), and it counts the same in every tensor whatever its size: noise
+of one relative size at any layer disturbs what follows about equally, which is all that is known without data. From it
+follows that a small layer gets more bits a weight than a large one.
+
+Curves are estimates (entropy of binned weights), so `fit` compresses for real, compares the file with the budget and
+corrects the estimate's goal, until the file is within TOLERANCE of the budget and not above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from codeword.artifact import Artifact
+from codeword.execute import Importance, Progress, load_checked
+from codeword.expr import DTYPES, FLOATS
+from codeword.math.bins import Bins, coarser, make_bins
+from codeword.methods import Granularity, Keep, Method, RateAware, Scales, as_rows
+from codeword.sources import Source, TensorInfo
+
+TOLERANCE = 0.02
+_AIM = 0.995  # of the budget: what the next file is aimed at
+_ROUNDS = 10
+_BINS = 2048  # kept of each tensor for estimates
+_LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
+_MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
+_LEAF_BITS = 96  # what another leaf costs in header and coder states, about
+_STEPS = 256  # of lambda an octave: 0.002 bits a weight
+_RANGE = (-60 * _STEPS, 14 * _STEPS)  # from where nothing is worth a bit to where nothing is worth keeping
+
+
+class Point(NamedTuple):
+    """One way to store a tensor."""
+
+    method: Method
+    bits: float
+    cost: float
+
+
+class Curve(Protocol):
+    """What a tensor offers for each lambda."""
+
+    def at(self, lam: float) -> Point:
+        """The point of least cost + lam * bits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A tensor that is kept as it is."""
+
+    bits: float
+
+    def at(self, lam: float) -> Point:
+        """The only point there is."""
+        del lam
+        return Point(Keep(), self.bits, 0.0)
+
+
+class Rounded:
+    """A tensor kept as floats of fewer and fewer bits of mantissa."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        width = 8 * weight.itemsize
+        sample = weight.reshape(-1)[: 1 << 16].astype(np.float32)
+        _, exponents = np.frexp(sample)
+        share = np.unique(exponents, return_counts=True)[1] / max(sample.size, 1)
+        exponent_bits = float(-(share * np.log2(share)).sum())
+        # Rounding to m bits errs by 2**-2m / 12 of the mantissa's unit squared; a mantissa's mean square is 7/3.
+        self._points = [
+            Point(Keep(bits), weight.size * (1 + bits + exponent_bits) + _LEAF_BITS, 4.0**-bits / 28)
+            for bits in _MANTISSAS
+            if 1 + bits + exponent_bits < width
+        ]
+        self._points.append(Point(Keep(), weight.size * width + _LEAF_BITS, 0.0))
+
+    def at(self, lam: float) -> Point:
+        """The cheapest of a handful."""
+        return min(self._points, key=lambda point: point.cost + lam * point.bits)
+
+
+class Clustered:
+    """A tensor clustered rate-aware, or rounded where so many bits are wanted that clustering has no more to offer."""
+
+    def __init__(self, bins: Bins, scales: Scales, granularity: Granularity, rounded: Rounded) -> None:
+        self._bins = bins
+        self._granularity = granularity
+        self._rounded = rounded
+        self._side_bits = 2 * _LEAF_BITS + (0 if scales.relative is None else _LEAF_BITS / 2 + 5 * scales.relative.size)
+
+    def at(self, lam: float) -> Point:
+        """The better of both kinds. Clustering is solved at lam itself, not read off a table."""
+        rounded = self._rounded.at(lam)
+        n, energy = self._bins.n, self._bins.energy
+        if not energy > 0:
+            return Point(RateAware(1.0, granularity=self._granularity), self._side_bits, 0.0)
+        method = RateAware(_four_digits(lam * n), granularity=self._granularity)
+        found = method.design(self._bins)
+        # Half a logarithm a codeword: what an adaptive coder pays to learn a frequency (Rissanen 1984).
+        learning = (len(found.codewords) - 1) * 0.5 * math.log2(max(n / len(found.codewords), 2))
+        clustered = Point(method, found.bits + learning + self._side_bits, found.sse / energy)
+        return min(clustered, rounded, key=lambda point: point.cost + lam * point.bits)
+
+
+def curves(
+    source: Source,
+    lossy: set[str],
+    *,
+    importance: Importance | None = None,
+    keep_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Curve]:
+    """The curve of each tensor that is not tied; those outside `lossy`, and those of integers, are kept as they are.
+
+    One pass over the weights; what stays in memory is a few thousand bins a tensor.
+    """
+    # A norm undoes the scale of each output channel, so errors count relative to the channel (methods.md A5).
+    normed = any(info.kind == "norm" and info.dtype in FLOATS for info in source.infos)
+    granularity: Granularity = "row" if normed else "tensor"
+    found: dict[str, Curve] = {}
+    own = [info for info in source.infos if info.tied_to is None]
+    total, done = sum(info.size for info in own), 0
+    for info in own:
+        if progress is not None:
+            progress(done, total, info.name)
+        found[info.name] = (
+            _curve(source, info, granularity, (importance or {}).get(info.name), keep_nonfinite)
+            if info.name in lossy and info.dtype in FLOATS and info.size
+            else Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
+        )
+        done += info.size
+    return found
+
+
+def _curve(
+    source: Source, info: TensorInfo, granularity: Granularity, h: np.ndarray | None, keep_nonfinite: bool
+) -> Curve:
+    weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
+    if not finite:
+        return Fixed(8.0 * weight.nbytes)
+    rounded = Rounded(weight)
+    if len(info.shape) < 2 and info.size < _LEAST_CLUSTERED:
+        return rounded
+    rows = as_rows(weight)
+    scales = RateAware(1.0, granularity=granularity).scales(rows)
+    bins = make_bins(rows, scales.divisor(len(rows)), None if h is None else as_rows(h))
+    return Clustered(coarser(bins, _BINS), scales, granularity, rounded)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What the bisection ended with."""
+
+    artifact: Artifact
+    methods: dict[str, Method]
+    reached: bool  # within TOLERANCE below the budget
+
+
+def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Method]], Artifact]) -> Fit:
+    """The methods whose file comes closest to `budget` bytes from below, within TOLERANCE if it can be done.
+
+    If even the smallest file is above the budget that file is the result, if the largest is below, the largest.
+    """
+    goal, overhead = _AIM * budget, 0.0
+    best: Fit | None = None
+    low, high = 0.0, math.inf  # goals known to give files within the budget, and above it
+    tried: set[tuple[Method, ...]] = set()
+    for _ in range(_ROUNDS):
+        points = _solve(curves, goal - overhead)
+        methods = {name: point.method for name, point in points.items()}
+        if tuple(methods.values()) in tried:
+            break  # a discrete choice is exhausted: this goal gives no other file
+        tried.add(tuple(methods.values()))
+        artifact = compress(methods)
+        overhead = overhead or float(artifact.container_nbytes)
+        best = _better(best, Fit(artifact, methods, (1 - TOLERANCE) * budget <= artifact.nbytes <= budget), budget)
+        if best.reached:
+            break
+        if artifact.nbytes <= budget:
+            low = max(low, goal)
+        else:
+            high = min(high, goal)
+        # The estimate is off by a factor that hardly depends on lambda: scale the goal, and halve where that fails.
+        scaled = goal * _AIM * budget / artifact.nbytes
+        goal = scaled if low < scaled < high else (low + min(high, 2 * low + budget)) / 2
+    if best is None:
+        raise AssertionError("a bisection of no rounds")  # pragma: no cover - _ROUNDS is positive
+    return best
+
+
+def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
+    """The larger of two files within the budget, the smaller of two above it."""
+    if best is None:
+        return new
+    fits = [fit for fit in (best, new) if fit.artifact.nbytes <= budget]
+    if fits:
+        return max(fits, key=lambda fit: fit.artifact.nbytes)
+    return min((best, new), key=lambda fit: fit.artifact.nbytes)
+
+
+def _solve(curves: dict[str, Curve], goal: float) -> dict[str, Point]:
+    """Points of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved."""
+    found: dict[int, dict[str, Point]] = {}
+
+    def within(step: int) -> bool:
+        found[step] = {name: curve.at(2.0 ** (step / _STEPS)) for name, curve in curves.items()}
+        return sum(point.bits for point in found[step].values()) / 8 <= goal
+
+    first, last = _RANGE
+    reach = 2 * _STEPS
+    low = high = -20 * _STEPS  # about 3 bits a weight in a net of a million
+    if within(low):
+        while high == low or within(low):
+            high, low, reach = low, max(low - reach, first), 2 * reach
+            if high == first:
+                return found[first]
+    else:
+        while high == low or not within(high):
+            low, high, reach = high, min(high + reach, last), 2 * reach
+            if low == last:
+                return found[last]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if within(middle):
+            high = middle
+        else:
+            low = middle
+    return found[high]
+
+
+def _four_digits(value: float) -> float:
+    """What a person reads in a plan; one part in ten thousand of lambda moves no file by a byte that matters."""
+    return float(f"{value:.4g}")

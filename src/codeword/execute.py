@@ -1,0 +1,148 @@
+"""Methods times weights: the map from a source to an artifact, with the same bytes for any number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+
+from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
+from codeword.errors import NonFiniteError, PlanError
+from codeword.expr import FLOATS, shape
+from codeword.methods import Keep, Method
+from codeword.sources import Source, TensorInfo
+
+Importance: TypeAlias = Mapping[str, np.ndarray]
+Progress: TypeAlias = Callable[[int, int, str], None]  # values done, values in all, tensor at work
+
+
+def run(
+    source: Source,
+    methods: Mapping[str, Method],
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    importance: Importance | None = None,
+    keep_nonfinite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compress every tensor by its method and code it. `methods` names each tensor that is not tied.
+
+    Raises NonFiniteError for NaN or infinity in a tensor to be clustered, unless keep_nonfinite, which keeps that
+    tensor losslessly.
+    """
+    own = [info for info in source.infos if info.tied_to is None]
+    total, done = sum(info.size for info in own), 0
+    coded = _coded(source, own, methods, seed, workers, importance or {}, keep_nonfinite)
+    writer, index = Writer(), {}
+    for info in source.infos:
+        if info.tied_to is not None:
+            writer.add(tied_tensor(info.name, info.dtype, info.shape, index[info.tied_to]))
+            continue
+        if progress is not None:
+            progress(done, total, info.name)
+        index[info.name] = writer.add(next(coded))
+        done += info.size
+    if progress is not None:
+        progress(total, total, "")
+    return writer.finish(dict(metadata or {}))
+
+
+def load_checked(source: Source, info: TensorInfo, *, keep_nonfinite: bool) -> tuple[np.ndarray, bool]:
+    """(weight, whether all its values are finite in float32, where clustering works).
+
+    Raises NonFiniteError if they are not and keep_nonfinite is not given.
+    """
+    weight = source.load(info.name)
+    if info.dtype not in FLOATS:
+        return weight, True
+    bad = _first_nonfinite(weight)
+    if bad is not None and not keep_nonfinite:
+        place = np.unravel_index(bad, weight.shape)
+        raise NonFiniteError(
+            f"{source.location}: tensor {info.name!r} holds {weight.reshape(-1)[bad]} at {[int(i) for i in place]}; "
+            "repair it, or keep such tensors losslessly with keep_nonfinite=True (--keep-nonfinite)"
+        )
+    return weight, bad is None
+
+
+def tensor_seed(seed: int, name: str) -> np.random.Generator:
+    """The generator of one tensor: a hash of the plan's seed and its name, so that order and workers do not matter."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def compress_tensor(
+    source: Source, info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
+) -> CodedTensor:
+    """Load, compress and code one tensor."""
+    if isinstance(method, Keep) and method.mantissa_bits is None:
+        weight, finite = source.load(info.name), True
+    else:
+        weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
+    chosen = method if finite else Keep()
+    expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+    del weight
+    if shape(expr) != info.shape:
+        raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
+    return code_tensor(info.name, info.dtype, info.shape, expr)
+
+
+def _coded(
+    source: Source,
+    infos: Sequence[TensorInfo],
+    methods: Mapping[str, Method],
+    seed: int,
+    workers: int,
+    importance: Importance,
+    keep_nonfinite: bool,
+) -> Iterator[CodedTensor]:
+    """Coded tensors in order."""
+    jobs = ((info, methods[info.name], seed, importance.get(info.name), keep_nonfinite) for info in infos)
+    if workers <= 1 or len(infos) < 2:
+        for job in jobs:
+            yield compress_tensor(source, *job)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads (torch, BLAS) can hang
+    with ProcessPoolExecutor(min(workers, len(infos)), context, _open_in_worker, (source,)) as pool:
+        waiting: deque[Future[CodedTensor]] = deque()
+        # A window, not the whole net: finished tensors that wait for their turn take memory.
+        for job in jobs:
+            waiting.append(pool.submit(_in_worker, *job))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_source: Source | None = None  # of this worker process
+
+
+def _open_in_worker(source: Source) -> None:
+    global _source  # noqa: PLW0603 - a worker has one source for its life; sending it with each job would copy the net
+    _source = source
+
+
+def _in_worker(
+    info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
+) -> CodedTensor:
+    if _source is None:
+        raise PlanError("a worker was given a tensor before its source")
+    return compress_tensor(_source, info, method, seed, importance, keep_nonfinite)
+
+
+def _first_nonfinite(weight: np.ndarray) -> int | None:
+    """Flat index of the first value that is not finite in float32, in pieces that stay small."""
+    flat = weight.reshape(-1)
+    for at in range(0, flat.size, 1 << 20):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(flat[at : at + (1 << 20)].astype(np.float32))
+        if not finite.all():
+            return at + int(np.argmin(finite))
+    return None

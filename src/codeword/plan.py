@@ -1,0 +1,194 @@
+"""A plan: which method compresses which tensor. Readable, hand-editable TOML, the same file in and out.
+
+target = "30x"            # optional: the dial this plan was found for
+seed = 0
+
+[[rule]]
+tensors = "fc*.weight"    # a glob on tensor names; the first rule that matches a tensor decides
+method = "rate-aware"
+lam = 0.38
+granularity = "tensor"
+
+[[rule]]
+tensors = "*"
+method = "keep"
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from codeword.atomic import replacing
+from codeword.errors import PlanError
+from codeword.expr import FLOATS
+from codeword.methods import BuiltIn, Keep, KMeans, Method, RateAware
+from codeword.sources import TensorInfo
+
+METHODS: dict[str, type] = {"keep": Keep, "kmeans": KMeans, "rate-aware": RateAware}
+_PLAN_FIELDS = ("target", "seed", "rule")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A glob on tensor names and the method for what it matches."""
+
+    tensors: str
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered rules. The first whose glob matches a tensor's name decides; a tensor that none matches is an error."""
+
+    rules: tuple[Rule, ...]
+    seed: int = 0
+    target: str | None = None
+
+    def resolve(self, infos: Iterable[TensorInfo]) -> dict[str, Method]:
+        """The method of every tensor that holds its own values.
+
+        Integer tensors are kept as they are under a glob; named outright for clustering they are an error. Raises
+        PlanError for a tensor without a rule and for a rule that matches no tensor.
+        """
+        infos = tuple(infos)
+        used = [False] * len(self.rules)
+        methods: dict[str, Method] = {}
+        for info in infos:
+            index = next((i for i, rule in enumerate(self.rules) if fnmatchcase(info.name, rule.tensors)), None)
+            if index is None:
+                raise PlanError(
+                    f"no rule matches tensor {info.name!r}; end the plan with a rule for the rest: "
+                    'tensors = "*", method = "keep"'
+                )
+            used[index] = True
+            rule = self.rules[index]
+            method = rule.method
+            if info.dtype not in FLOATS and not isinstance(method, Keep):
+                if rule.tensors == info.name:
+                    raise PlanError(
+                        f"rule[{index}]: tensor {info.name!r} is {info.dtype}; only floats can be clustered"
+                    )
+                method = Keep()
+            if info.tied_to is None:
+                methods[info.name] = method
+        for index, rule in enumerate(self.rules):
+            # A last catch-all may have nothing left to catch; any other idle rule is a mistake to hear about.
+            if not used[index] and rule.tensors != "*":
+                raise PlanError(f"rule[{index}]: {unmatched(rule.tensors, infos)}, or an earlier rule takes them all")
+        return methods
+
+    @classmethod
+    def of(cls, methods: Mapping[str, Method], infos: Iterable[TensorInfo], seed: int, target: str | None) -> Plan:
+        """The plan that says a method for each tensor by name; tied tensors are named for completeness."""
+        rules = (Rule(glob.escape(info.name), methods.get(info.name, Keep())) for info in infos)
+        return cls(tuple(rules), seed, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a TOML plan. Raises PlanError naming the field and the nearest valid name."""
+        where = os.fspath(path)
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"{where}: cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{where}: not TOML: {error}") from None
+        return cls.from_dict(content, where)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str = "plan") -> Plan:
+        """A plan from what TOML or JSON holds. Raises PlanError with the path to the field at fault."""
+        _check_names(content, _PLAN_FIELDS, where)
+        rules = content.get("rule", [])
+        if not isinstance(rules, list) or not rules:
+            raise PlanError(f"{where}: needs at least one [[rule]]")
+        seed, target = content.get("seed", 0), content.get("target")
+        if type(seed) is not int or seed < 0:
+            raise PlanError(f"{where}: seed must be a whole number >= 0, got {seed!r}")
+        if target is not None and not isinstance(target, str):
+            raise PlanError(f'{where}: target must be a string such as "30x", got {target!r}')
+        return cls(tuple(_rule(rule, f"{where}: rule[{i}]") for i, rule in enumerate(rules)), seed, target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as TOML would hold it. Raises PlanError for a method that is not built in."""
+        rules = []
+        for rule in self.rules:
+            if not isinstance(rule.method, BuiltIn):
+                raise PlanError(
+                    f"the method of {rule.tensors!r}, {rule.method!r}, is not built in: no plan file holds it"
+                )
+            fields = msgspec.to_builtins(rule.method)
+            rules.append({"tensors": rule.tensors} | {key: value for key, value in fields.items() if value is not None})
+        head: dict[str, Any] = {"seed": self.seed} | ({} if self.target is None else {"target": self.target})
+        return head | {"rule": rules}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as TOML, atomically. Raises WriteError, or PlanError for a method that is not built in."""
+        text = tomli_w.dumps(self.to_dict())
+        with replacing(path) as file:
+            file.write(text.encode())
+
+
+def select(infos: Sequence[TensorInfo], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Names that match a glob of `include` (all, if there is none) and none of `exclude`.
+
+    Raises PlanError for a glob that matches nothing.
+    """
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(info.name, pattern) for info in infos):
+            raise PlanError(unmatched(pattern, infos))
+    return {
+        info.name
+        for info in infos
+        if (not include or any(fnmatchcase(info.name, pattern) for pattern in include))
+        and not any(fnmatchcase(info.name, pattern) for pattern in exclude)
+    }
+
+
+def unmatched(pattern: str, infos: Iterable[TensorInfo]) -> str:
+    """What to say of a glob that matches no tensor."""
+    names = [info.name for info in infos]
+    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3) or names[:1]
+    return f"{pattern!r} matches none of {len(names)} tensors (the nearest name is {near[0]!r})"
+
+
+def _rule(content: object, where: str) -> Rule:
+    if not isinstance(content, dict):
+        raise PlanError(f"{where}: must be a table, got {content!r}")
+    fields = dict(content)
+    tensors, name = fields.pop("tensors", None), fields.get("method")
+    if not isinstance(tensors, str) or not tensors:
+        raise PlanError(f'{where}.tensors: must be a glob such as "layer1.*", got {tensors!r}')
+    if name not in METHODS:
+        raise PlanError(f"{where}.method: {name!r} is no method{_nearest(str(name), METHODS)}")
+    method = METHODS[name]
+    _check_names(fields, ("method", *method.__struct_fields__), where)
+    try:
+        return Rule(tensors, msgspec.convert(fields, method))
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        raise PlanError(f"{where}{path.rstrip('`')}: {text}") from None
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from None
+
+
+def _check_names(content: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+    for key in content:
+        if key not in valid:
+            raise PlanError(f"{where}.{key}: unknown field{_nearest(key, valid)}")
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(valid)}"
