@@ -1,9 +1,9 @@
 """One dial to a plan: a single lambda trades error against bits in every tensor, and is bisected on real files.
 
-Each tensor has a curve: for a lambda, the method of least cost + lambda * bits. The cost is the tensor's relative error,
-squared error over energy (times importance, if known), and it counts the same in every tensor whatever its size: noise
-of one relative size at any layer disturbs what follows about equally, which is all that is known without data. From it
-follows that a small layer gets more bits a weight than a large one.
+Each tensor has a curve: for a lambda, the method of least cost + lambda * bits. The cost is the tensor's relative
+error, squared error over energy (times importance, if known), and it counts the same in every tensor whatever its size:
+noise of one relative size at any layer disturbs what follows about equally, which is all that is known without data.
+From it follows that a small layer gets more bits a weight than a large one.
 
 Curves are estimates (entropy of binned weights), so `fit` compresses for real, compares the file with the budget and
 corrects the estimate's goal, until the file is within TOLERANCE of the budget and not above it.
@@ -23,12 +23,14 @@ from codeword.execute import Importance, Progress, load_checked
 from codeword.expr import DTYPES, FLOATS
 from codeword.math.bins import Bins, coarser, make_bins
 from codeword.methods import Granularity, Keep, Method, RateAware, Scales, as_rows
-from codeword.sources import Source, TensorInfo
+from codeword.sources import Source
 
-TOLERANCE = 0.02
-_AIM = 0.995  # of the budget: what the next file is aimed at
-_ROUNDS = 10
-_BINS = 2048  # kept of each tensor for estimates
+TOLERANCE = 0.02  # below the budget: what counts as reached
+_GOOD = 0.005  # below the budget: what ends the search early
+_AIM = 0.9975  # of the budget: what the next file is aimed at
+_ROUNDS = 8
+_BINS = 1 << 20  # kept of all tensors together for estimates: 40 MB
+_BINS_A_TENSOR = (2048, 32768)
 _LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
 _MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
 _LEAF_BITS = 96  # what another leaf costs in header and coder states, about
@@ -126,32 +128,29 @@ def curves(
     granularity: Granularity = "row" if normed else "tensor"
     found: dict[str, Curve] = {}
     own = [info for info in source.infos if info.tied_to is None]
+    most_bins = min(max(_BINS // max(len(own), 1), _BINS_A_TENSOR[0]), _BINS_A_TENSOR[1])
     total, done = sum(info.size for info in own), 0
     for info in own:
         if progress is not None:
             progress(done, total, info.name)
-        found[info.name] = (
-            _curve(source, info, granularity, (importance or {}).get(info.name), keep_nonfinite)
-            if info.name in lossy and info.dtype in FLOATS and info.size
-            else Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
-        )
+        if info.name in lossy and info.dtype in FLOATS and info.size:
+            weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
+            h = (importance or {}).get(info.name)
+            found[info.name] = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
+        else:
+            found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
         done += info.size
     return found
 
 
-def _curve(
-    source: Source, info: TensorInfo, granularity: Granularity, h: np.ndarray | None, keep_nonfinite: bool
-) -> Curve:
-    weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
-    if not finite:
-        return Fixed(8.0 * weight.nbytes)
+def _curve(weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, most_bins: int) -> Curve:
     rounded = Rounded(weight)
-    if len(info.shape) < 2 and info.size < _LEAST_CLUSTERED:
+    if weight.ndim < 2 and weight.size < _LEAST_CLUSTERED:
         return rounded
     rows = as_rows(weight)
     scales = RateAware(1.0, granularity=granularity).scales(rows)
     bins = make_bins(rows, scales.divisor(len(rows)), None if h is None else as_rows(h))
-    return Clustered(coarser(bins, _BINS), scales, granularity, rounded)
+    return Clustered(coarser(bins, most_bins), scales, granularity, rounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Met
         artifact = compress(methods)
         overhead = overhead or float(artifact.container_nbytes)
         best = _better(best, Fit(artifact, methods, (1 - TOLERANCE) * budget <= artifact.nbytes <= budget), budget)
-        if best.reached:
+        if (1 - _GOOD) * budget <= artifact.nbytes <= budget:
             break
         if artifact.nbytes <= budget:
             low = max(low, goal)

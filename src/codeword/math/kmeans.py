@@ -2,8 +2,7 @@
 
 Dynamic programming over sorted values (Wu 1991; Wang & Song 2011; Gronlund et al. 2017), whose cost does not depend on
 the number of weights: solve on super-bins, then let every boundary move over the bins around its place, all boundaries
-together, at ever finer spacing. Super-bins follow the cumulated (count * gap**2)**(1/3), which gives regions their
-share of the final error rather than of the weights; by counts alone, outliers make the start up to 17 % worse.
+together, at ever finer spacing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codeword.kernels.partition import best_path, interval_cost, next_layer
-from codeword.math.bins import Bins
+from codeword.math.bins import Bins, super_bins
 
 _COARSE = 2048  # super-bins of the first solution, at least
 _COARSE_PER_CLUSTER = 16
@@ -58,18 +57,7 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
 
 def _coarse(bins: Bins, k: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Super-bin starts (s+1,), SSE(1..k) (k,), and for each layer the best predecessors, on super-bins."""
-    m = len(bins.values)
-    coarse = max(_COARSE, _COARSE_PER_CLUSTER * k)
-    if m <= coarse:
-        starts = np.arange(m + 1)
-    else:
-        count = np.diff(bins.prefix[0])
-        gap = np.gradient(bins.values)
-        share = np.cumsum(np.cbrt(np.maximum(count, 0) * gap * gap))
-        # Half of the super-bins by share of the error, half by index: no region is left to one giant super-bin.
-        by_share = np.searchsorted(share, np.linspace(0, share[-1], coarse // 2))
-        by_index = np.linspace(0, m, coarse // 2).astype(np.int64)
-        starts = np.unique(np.concatenate([[0, m], by_share, by_index]))
+    starts = super_bins(bins, max(_COARSE, _COARSE_PER_CLUSTER * k))
     prefix = bins.prefix[:, starts]
     k = min(k, len(starts) - 1)
     s = len(starts) - 1
