@@ -213,8 +213,11 @@ def _decode_rans(reader: Reader, dtype: np.dtype, count: int) -> np.ndarray:
     if np.any(states < 1 << 16):
         raise FormatError(f"{reader.where}: a rans state below 2**16")
     small = np.dtype(np.uint8 if alphabet <= 256 else np.uint16)
-    symbols = rans_decode(states, words, count, alphabet, LIMITS[limit], small).astype(dtype, copy=False)
-    return symbols + dtype.type(base)
+    try:
+        symbols = rans_decode(states, words, count, alphabet, LIMITS[limit], small)
+    except FormatError as error:
+        raise FormatError(f"{reader.where}: {error}") from None
+    return symbols.astype(dtype, copy=False) + dtype.type(base)
 
 
 def _sum_gaps(first: int, gaps: np.ndarray, where: str) -> np.ndarray:
