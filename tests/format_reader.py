@@ -1,14 +1,14 @@
 """A second reader of .cw files, written from docs/design/format.md alone: the oracle for the one that ships.
 
 Plain Python on purpose: no NumPy, nothing of codeword, no attention to speed. `read` gives every tensor of a file as
-(dtype, shape, little-endian bytes); whatever the text tells a reader to refuse raises `Refused`.
+(dtype, shape, little-endian bytes); whatever the text tells a reader to refuse raises `RefusedError`.
 """
 
 import json
 import math
 import zlib
 from fractions import Fraction
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 MAGIC = bytes([0x89, 0x43, 0x57, 0x0D, 0x0A, 0x1A, 0x0A, 0x00])
 # name, bytes, (precision with the hidden bit, least exponent of a normal, largest finite pattern) of floats
@@ -29,13 +29,13 @@ EXACT_IN_FLOAT32 = {"float32", "float16", "bfloat16", "uint8", "uint16", "int8",
 SLOTS = 1 << 14
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     pass
 
 
 def need(condition, why):
     if not condition:
-        raise Refused(why)
+        raise RefusedError(why)
 
 
 class Bytes:
@@ -85,7 +85,7 @@ def read(data):
     try:
         plain = inflate.decompress(deflated, 1 << 22)
     except zlib.error:
-        raise Refused("deflate") from None
+        raise RefusedError("deflate") from None
     need(inflate.eof and not inflate.unused_data, "deflate stream does not end with the header")
     entries, metadata = header(Bytes(plain))
     found = {}
@@ -116,7 +116,7 @@ def header(plain):
         try:
             names.append(plain.take(end - plain.at).decode("utf-8"))
         except UnicodeDecodeError:
-            raise Refused("name is not UTF-8") from None
+            raise RefusedError("name is not UTF-8") from None
         plain.byte()
     need(len(set(names)) == count, "duplicate name")
     entries = []
@@ -141,7 +141,7 @@ def header(plain):
     try:
         metadata = json.loads(text.decode("utf-8")) if text else {}
     except (ValueError, RecursionError):
-        raise Refused("metadata") from None
+        raise RefusedError("metadata") from None
     need(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "metadata values")
     return entries, metadata
 
@@ -261,7 +261,7 @@ def decode(tree, arrays):
         return FLOAT32, shape, [pattern(value, FLOAT32) for value in total]
     if tag == 4:
         _, _, positions = next(arrays)
-        need(all(a < b for a, b in zip(positions, positions[1:], strict=False)), "positions rise")
+        need(all(a < b for a, b in pairwise(positions)), "positions rise")
         need(not positions or positions[-1] < extra, "position")
         dtype, _, patterns = decode(inner[0], arrays)
         dense = [0] * extra

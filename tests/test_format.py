@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-import format_reader
 import numpy as np
 
+import format_reader
 from codeword.artifact import Artifact
 
 TEXT = (Path(__file__).parent.parent / "docs" / "design" / "format.md").read_text(encoding="utf-8")

@@ -12,14 +12,20 @@ from codeword.artifact.reader import Artifact
 _SPOOL_NBYTES = 1 << 26  # stays in memory up to this size, then moves to a temporary file
 
 
+class _Spool(tempfile.SpooledTemporaryFile):
+    """Nobody has to close it: an artifact that was never saved is no mistake to warn of."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Writer:
     """Takes coded tensors in file order; `finish` gives the artifact that `save` writes to disk."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._trees: list[bytes] = []
-        # Not a context manager here: the artifact owns the spool from `finish` on.
-        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_NBYTES)  # noqa: SIM115
+        self._spool: IO[bytes] = _Spool(max_size=_SPOOL_NBYTES)  # the artifact's from `finish` on
 
     def add(self, tensor: CodedTensor) -> int:
         """Append a tensor; returns its index in the header."""

@@ -126,5 +126,5 @@ def rans_decode(
             x[:count] = row
         model.update(out[start:end])
     if at_word != len(words) or np.any(x != _LOWER):
-        raise FormatError(f"rans: after {n} symbols {len(words) - at_word} words are left, or states not at their start")
+        raise FormatError(f"rans: after {n} symbols {len(words) - at_word} words are left, or states not at the start")
     return out

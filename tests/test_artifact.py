@@ -1,0 +1,315 @@
+"""The .cw file: what is written comes back, lazily, the same bytes every time, and as small as promised."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+import format_reader
+from codeword import methods
+from codeword.artifact import Artifact, Writer, code_tensor, tied_tensor
+from codeword.errors import ExprError, FormatError
+from codeword.expr import (
+    DTYPES,
+    FLOATS,
+    Affine,
+    Expr,
+    Lookup,
+    Permute,
+    Raw,
+    Reshape,
+    Scatter,
+    Sum,
+    decode,
+    leaves,
+    result_dtype,
+    shape,
+)
+
+GENERATOR = np.random.default_rng(7)
+
+
+def lookup(g=1, r=4, c=6, k=5, d=1):
+    codes = np.minimum(GENERATOR.geometric(0.5, (g, r, c)) - 1, k - 1).astype(np.uint8)
+    return Lookup(codes, GENERATOR.normal(size=(g, k, d)).astype(np.float32))
+
+
+def scatter(size, kept):
+    positions = np.sort(GENERATOR.choice(size, kept, replace=False)).astype(np.uint32)
+    return Scatter(size, positions, Raw(GENERATOR.normal(size=kept).astype(np.float32)))
+
+
+# A tensor of each node and of the nestings that the methods of design.md build.
+TENSORS: dict[str, tuple[str, tuple[int, ...], Expr]] = {
+    "raw": ("float32", (3, 5), Raw(GENERATOR.normal(size=(3, 5)).astype(np.float32))),
+    "sharing": ("float32", (4, 3, 2, 1), Reshape(lookup(), (4, 3, 2, 1))),
+    "groups": ("float32", (8, 12), Reshape(lookup(g=2, d=2), (8, 12))),
+    "rows": ("float32", (4, 6), Reshape(Affine(lookup(), np.full((4, 1, 1), 0.3, np.float16)), (4, 6))),
+    "templates": ("float32", (4, 6, 3, 3), Affine(lookup(d=9), np.ones((4, 6, 1)), np.full((4, 6, 1), 2, np.int8))),
+    "converted": ("float32", (2,), Affine(Raw(np.array([1, 2], np.int64)))),
+    "pruned": ("float32", (50, 60), Reshape(scatter(3000, 200), (50, 60))),
+    "outliers": ("float32", (4, 6), Sum((Reshape(lookup(), (24,)), scatter(24, 2), scatter(24, 1)))),
+    "permuted": ("float32", (3, 4, 2), Permute(Raw(np.arange(24).reshape(2, 3, 4).astype(np.float32)), (1, 2, 0))),
+    "deep": ("float32", (6,), Reshape(Reshape(Reshape(Raw(np.arange(6, dtype=np.uint8)), (2, 3)), (6,)), (3, 2))),
+    "scalar": ("int64", (), Raw(np.array(-5))),
+    "empty": ("float32", (3, 0, 2), Raw(np.zeros((3, 0, 2), np.float32))),
+    "half": ("float16", (4, 6), Affine(lookup(), np.full((1, 1, 1), 1e5, np.float32))),
+    **{name: (name, (40,), Raw(np.arange(40).astype(dtype))) for name, dtype in DTYPES.items()},
+}  # fmt: skip
+METADATA = {"plan": "λ = 0.4", "": '\0"\\'}
+
+
+def write(tensors=TENSORS, metadata=None, tied=()):
+    writer = Writer()
+    index = {name: writer.add(code_tensor(name, *spec)) for name, spec in tensors.items()}
+    for name, target, dims in tied:
+        writer.add(tied_tensor(name, tensors[target][0], dims, index[target]))
+    return writer.finish(metadata)
+
+
+def file_bytes(artifact, path):
+    artifact.save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "net.cw"
+
+
+def dense(dtype, dims, expr):
+    with np.errstate(over="ignore"):
+        return decode(expr).reshape(dims).astype(DTYPES[dtype])
+
+
+def same(found, expected):
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert found.tobytes() == expected.tobytes()
+
+
+# -- round trips --------------------------------------------------------------------------------------------------
+
+
+def test_everything_comes_back(path):
+    tied = [("twin", "raw", (3, 5)), ("flat", "raw", (15,)), ("again", "bfloat16", (8, 5))]
+    write(metadata=METADATA, tied=tied).save(path)
+    with Artifact.open(path) as artifact:
+        assert list(artifact) == [*TENSORS, "twin", "flat", "again"]
+        assert len(artifact) == len(TENSORS) + 3
+        assert artifact.metadata == METADATA
+        for name, spec in TENSORS.items():
+            same(artifact.decode(name), dense(*spec))
+            entry = artifact.entries[name]
+            assert (entry.dtype, entry.shape, entry.tied_to) == (*spec[:2], None)
+            assert shape(artifact[name]) == spec[1]
+            assert result_dtype(artifact[name]) == result_dtype(spec[2])
+            stored, given = list(leaves(artifact[name])), list(leaves(spec[2]))
+            for (_, found), (_, array) in zip(stored, given, strict=True):
+                same(found, array)
+        for name, target, dims in tied:
+            same(artifact.decode(name), artifact.decode(target).reshape(dims))
+            assert artifact.entries[name].tied_to == target
+            assert artifact.entries[name].nbytes == artifact.entries[name].dense_nbytes == 0
+
+
+def test_an_artifact_reads_the_same_before_and_after_it_is_saved(path):
+    written = write(metadata=METADATA)
+    data = file_bytes(written, path)
+    with Artifact.open(path) as opened:
+        assert opened.entries.keys() == written.entries.keys()
+        assert opened.nbytes == written.nbytes == len(data)
+        for name in TENSORS:
+            same(written.decode(name), opened.decode(name))
+
+
+def test_bytes_are_a_function_of_the_input(tmp_path):
+    first, second = (file_bytes(write(metadata=dict(order)), tmp_path / f"{at}.cw")
+                     for at, order in enumerate([METADATA.items(), reversed(METADATA.items())]))  # fmt: skip
+    assert first == second
+    with Artifact.open(tmp_path / "0.cw") as artifact:
+        assert file_bytes(artifact, tmp_path / "2.cw") == first
+
+
+def test_a_file_of_no_tensors(path):
+    data = file_bytes(write({}), path)
+    with Artifact.open(path) as artifact:
+        assert dict(artifact) == {}
+        assert artifact.metadata == {}
+        assert artifact.bits_per_weight == 8 * len(data)
+    assert format_reader.read(data) == ({}, {})
+
+
+def test_the_second_reader_agrees_bit_for_bit(path):
+    tied = [("flat", "raw", (15,)), ("again", "half", (24,))]
+    artifact = write(metadata=METADATA, tied=tied)
+    found, metadata = format_reader.read(file_bytes(artifact, path))
+    assert metadata == METADATA
+    assert list(found) == list(artifact)
+    for name, (dtype, dims, data) in found.items():
+        values = artifact.decode(name)
+        assert (dtype, dims) == (artifact.entries[name].dtype, values.shape)
+        assert data == values.tobytes(), name
+
+
+@pytest.mark.parametrize("target", sorted(FLOATS))
+@pytest.mark.parametrize("source", sorted(DTYPES))
+def test_the_second_reader_agrees_on_every_conversion(source, target, path):
+    dtype, generator = DTYPES[source], np.random.default_rng(1)
+    bits = generator.integers(0, 2 if source == "bool" else 256, 600 * dtype.itemsize).astype(np.uint8)
+    with np.errstate(all="ignore"):
+        near = (generator.normal(size=200) * np.logspace(-9, 6, 200)).astype(np.float32).astype(dtype)
+        values = np.concatenate([bits.view(dtype), near])
+        expr = Affine(Raw(np.where(np.isfinite(values), values, dtype.type(1))), np.ones(1, np.float32))
+        data = file_bytes(write({"w": (target, (800,), expr)}), path)
+        with Artifact.open(path) as artifact:
+            ours = artifact.decode("w")
+    theirs = np.frombuffer(format_reader.read(data)[0]["w"][2], DTYPES[target])
+    finite = np.isfinite(ours)
+    assert ours[finite].tobytes() == theirs[finite].tobytes()
+    np.testing.assert_array_equal(ours.astype(np.float64), theirs.astype(np.float64))
+
+
+# -- laziness -----------------------------------------------------------------------------------------------------
+
+
+def test_a_corrupted_tensor_leaves_the_others_readable(path):
+    artifact = write()
+    data = bytearray(file_bytes(artifact, path))
+    data[-1] ^= 1  # in the last tensor's checksum
+    path.write_bytes(data)
+    last = list(TENSORS)[-1]
+    with Artifact.open(path) as damaged:
+        for name in TENSORS:
+            if name != last:
+                same(damaged.decode(name), artifact.decode(name))
+        with pytest.raises(FormatError, match=rf"{last}.*checksum"):
+            damaged[last]
+
+
+def test_opening_reads_the_header_only(path, monkeypatch):
+    write().save(path)
+    monkeypatch.setattr("codeword.artifact.reader.decode_leaf", lambda *_: pytest.fail("a leaf was decoded"))
+    with Artifact.open(path) as artifact:
+        assert artifact.entries["sharing"].size == 24
+        assert artifact.container_nbytes < artifact.nbytes
+
+
+def test_expressions_outlive_the_file(path):
+    write().save(path)
+    with Artifact.open(path) as artifact:
+        expr = artifact["rows"]
+    assert decode(expr).shape == (4, 6)
+
+
+def test_unknown_names_are_key_errors():
+    with pytest.raises(KeyError):
+        write()["nothing"]
+
+
+# -- accounts -----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_add_up(path):
+    artifact = write(tied=[("twin", "raw", (3, 5))])
+    data = file_bytes(artifact, path)
+    entries = artifact.entries.values()
+    streams = sum(leaf.nbytes for entry in entries for leaf in entry.leaves)
+    assert artifact.nbytes == len(data) == artifact.container_nbytes + streams
+    own = [entry for entry in entries if entry.tied_to is None]
+    expected = sum(entry.size * (4 if entry.dtype in FLOATS else DTYPES[entry.dtype].itemsize) for entry in own)
+    assert artifact.dense_nbytes == expected
+    assert artifact.ratio == expected / len(data)
+    assert artifact.bits_per_weight == 8 * len(data) / sum(entry.size for entry in own)
+
+
+def container_of(shapes):
+    """Container bytes of a net whose weights of more than one axis are shared and whose vectors are rounded."""
+    writer, generator = Writer(), np.random.default_rng(0)
+    for name, dims in shapes.items():
+        weight = generator.laplace(scale=0.05, size=dims).astype(np.float32)
+        method = methods.RateAware(0.4, granularity="tensor") if len(dims) > 1 else methods.Keep(7)
+        expr = method.compress(weight, None, generator=generator)
+        writer.add(code_tensor(name, "float32", dims, expr))
+    return writer.finish().container_nbytes
+
+
+def test_the_container_of_a_lenet5_takes_220_bytes_at_most():
+    layers = {"conv1": (20, 1, 5, 5), "conv2": (50, 20, 5, 5), "fc1": (500, 800), "fc2": (10, 500)}
+    shapes = {}
+    for name, dims in layers.items():
+        shapes |= {f"{name}.weight": dims, f"{name}.bias": dims[:1]}
+    assert len(shapes) == 8
+    assert container_of(shapes) <= 220
+
+
+def test_the_container_of_a_resnet20_takes_1300_bytes_at_most():
+    shapes = {}
+
+    def block(conv, norm, outputs, inputs):
+        shapes[f"{conv}.weight"] = (outputs, inputs, 3, 3)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{part}"] = (outputs,)
+
+    block("conv1", "bn1", 16, 3)
+    width = 16
+    for layer, outputs in ((1, 16), (2, 32), (3, 64)):
+        for at in range(3):
+            for conv in (1, 2):
+                block(f"layer{layer}.{at}.conv{conv}", f"layer{layer}.{at}.bn{conv}", outputs, width)
+                width = outputs
+    shapes |= {"linear.weight": (10, 64), "linear.bias": (10,)}
+    assert len(shapes) == 97
+    assert container_of(shapes) <= 1300
+
+
+# -- what the writer refuses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dims", "expr", "says"),
+    [
+        ("float32", (7,), Raw(np.zeros(6, np.float32)), r"w: .*\(6,\).*\(7,\)"),
+        ("complex64", (6,), Raw(np.zeros(6, np.float32)), "w: dtype complex64"),
+        ("int8", (6,), Raw(np.zeros(6, np.float32)), "w: an expression of float32 for a tensor of int8"),
+        ("float32", (6,), Raw(np.zeros(6, np.int64)), "w: an expression of int64"),
+        ("float32", (1,) * 16, Raw(np.zeros(1, np.float32)), "16 dimensions"),
+        ("float32", (1,), Sum((Raw(np.zeros(1)),) * 17), "17 terms"),
+        ("float32", (1,), Sum((Raw(np.zeros(1)),) * 300), "300 terms"),
+    ],
+)  # fmt: skip
+def test_tensors_that_the_format_cannot_hold_are_refused(dtype, dims, expr, says):
+    with pytest.raises(ExprError, match=says):
+        code_tensor("w", dtype, dims, expr)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 1025, "\u00e9" * 600, "\ud800"])
+def test_names_that_the_format_cannot_hold_are_refused(name):
+    with pytest.raises(FormatError, match="tensor name"):
+        write({name: TENSORS["raw"]})
+
+
+def test_the_longest_name_is_held():
+    name = "\u00e9" * 512
+    assert list(write({name: TENSORS["raw"]})) == [name]
+
+
+def test_a_name_that_stands_twice_is_refused():
+    writer = Writer()
+    for _ in range(2):
+        writer.add(code_tensor("w", *TENSORS["raw"]))
+    with pytest.raises(FormatError, match="twice"):
+        writer.finish()
+
+
+def test_metadata_has_a_limit():
+    assert write({}, {"a": "x" * 65000}).metadata == {"a": "x" * 65000}
+    with pytest.raises(FormatError, match="metadata takes"):
+        write({}, {"a": "x" * 65536})
+
+
+def test_metadata_is_plain_json_in_the_header(path):
+    data = file_bytes(write({}, METADATA), path)
+    plain = zlib.decompress(data[17:], -15)
+    assert plain[0] == 0
+    assert json.loads(plain[1:]) == METADATA
