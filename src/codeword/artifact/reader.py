@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ class Artifact(Mapping[str, Expr]):
         self._where = where
         self._max_tensor_nbytes = max_tensor_nbytes
         self._lock = threading.Lock()  # seek and read are two steps
+        # An artifact is used like a mapping, and who drops a mapping closes nothing.
+        self._close = weakref.finalize(self, file.close)
         entries, self.metadata = decode_header(header[:PREFIX_NBYTES], header[PREFIX_NBYTES:], where)
         self.entries: dict[str, Entry] = {entry.name: entry for entry in entries}
         self._offsets: dict[str, int] = {}
@@ -134,7 +137,7 @@ class Artifact(Mapping[str, Expr]):
 
     def close(self) -> None:
         """Close the file; expressions already read stay valid."""
-        self._file.close()
+        self._close()
 
     def __enter__(self) -> Artifact:
         return self
