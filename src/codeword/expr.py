@@ -56,7 +56,7 @@ def dtype_name(dtype: np.dtype) -> str:
 
 
 def dense_nbytes(dtype: str, size: int) -> int:
-    """Bytes of `size` values uncompressed, which all ratios refer to: 4 a floating value, else the dtype's own width."""
+    """Bytes of `size` values uncompressed, what ratios refer to: 4 a floating value, else the dtype's own width."""
     return size * (4 if dtype in FLOATS else DTYPES[dtype].itemsize)
 
 
