@@ -99,7 +99,8 @@ def fit(
         methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
         if include or exclude:
             plan = Plan.of(methods, source.infos, seed, plan.target)
-        return Compressed(execute(methods), plan, _kept(source, methods, lossy), None, None)
+        artifact = execute(methods)
+        return Compressed(artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite), None, None)
 
     wanted = Target.parse(DEFAULT_TARGET if target is None else target)
     own = [info for info in source.infos if info.tied_to is None]
@@ -108,7 +109,8 @@ def fit(
     found = allocate.fit(curves, budget, execute)
     made = Plan.of(found.methods, source.infos, seed, wanted.text)
     missed = None if found.reached else _missed(wanted, budget, found.artifact)
-    return Compressed(found.artifact, made, _kept(source, found.methods, lossy), budget, missed)
+    kept = _kept(source, found.methods, lossy, found.artifact, keep_nonfinite)
+    return Compressed(found.artifact, made, kept, budget, missed)
 
 
 def compress(
@@ -187,7 +189,7 @@ def verify(file: Artifact | Path, original: Any = None) -> list[report.Differenc
 
 
 def decompress(file: Artifact | Path, path: Path) -> None:
-    """Write the dense net as safetensors, tensor by tensor, in the dtypes it came with. Raises FormatError, WriteError."""
+    """Write the dense net as safetensors, tensor by tensor, in its own dtypes. Raises FormatError, WriteError."""
     artifact = _opened(file)
     tensors = [(entry.name, entry.dtype, entry.shape) for entry in artifact.entries.values()]
     write_safetensors(path, tensors, artifact.decode)
@@ -219,18 +221,25 @@ def _opened(file: Artifact | Path) -> Artifact:
 
 
 def _missed(target: Target, budget: int, artifact: Artifact) -> str:
+    off = f", {artifact.nbytes / budget - 1:+.1%}" if budget else ""
     word = "smallest file there is" if artifact.nbytes > budget else "nearest file below it"
     return (
-        f"target {target.text} is {budget} bytes; the {word} has {artifact.nbytes} bytes "
-        f"({artifact.ratio:.2f}x, {artifact.nbytes / budget - 1:+.1%})"
+        f"target {target.text} is {budget} bytes; the {word} has {artifact.nbytes} bytes ({artifact.ratio:.2f}x{off})"
     )
 
 
-def _kept(source: Source, methods: Mapping[str, Method], lossy: set[str]) -> dict[str, str]:
+def _kept(
+    source: Source, methods: Mapping[str, Method], lossy: set[str], artifact: Artifact, keep_nonfinite: bool
+) -> dict[str, str]:
     """Why each tensor that is stored losslessly is."""
     reasons: dict[str, str] = {}
     for info in source.infos:
-        if info.tied_to is not None or methods[info.name] != Keep():
+        if info.tied_to is not None:
+            continue
+        if keep_nonfinite and info.name in lossy and info.dtype in FLOATS and not _finite(artifact.decode(info.name)):
+            reasons[info.name] = "holds NaN or infinity"
+            continue
+        if methods[info.name] != Keep():
             continue
         if info.name not in lossy:
             reasons[info.name] = "left out by include or exclude"
@@ -241,3 +250,8 @@ def _kept(source: Source, methods: Mapping[str, Method], lossy: set[str]) -> dic
         else:
             reasons[info.name] = "chosen by the plan"
     return reasons
+
+
+def _finite(values: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32)).all())  # in float32, where clustering works

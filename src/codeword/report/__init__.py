@@ -1,5 +1,17 @@
 """Reports: `measure` takes facts off a file, everything else here only draws them."""
 
 from codeword.report.measure import Difference, Report, TensorReport, inspect, verify
+from codeword.report.page import Accuracy, Page, make_folder, need_pictures, write_report
 
-__all__ = ["Difference", "Report", "TensorReport", "inspect", "verify"]
+__all__ = [
+    "Accuracy",
+    "Difference",
+    "Page",
+    "Report",
+    "TensorReport",
+    "inspect",
+    "make_folder",
+    "need_pictures",
+    "verify",
+    "write_report",
+]

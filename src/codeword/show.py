@@ -1,0 +1,98 @@
+"""What the verbs found, as tables a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from codeword import console
+from codeword.report import Report
+from codeword.report.words import by_reason, error_text, human_bytes, method_text, shape_text
+
+if TYPE_CHECKING:
+    from codeword.demo import Demo
+
+
+def compressed(facts: Mapping[str, Any]) -> None:
+    """What `compress` did, from the facts it also gives as JSON."""
+    groups = [f"{len(names)} {reason}" for reason, names in by_reason(facts["kept"]).items()]
+    tied = f", {facts['tied']} tied to another" if facts["tied"] else ""
+    wrong = [f"{found['tensor']} {found['what']}" for found in facts["differences"]]
+    rows = [
+        ("before", f"{facts['dense_nbytes']:,} bytes in float32 ({human_bytes(facts['dense_nbytes'])})"),
+        ("after", f"{facts['nbytes']:,} bytes on disk ({human_bytes(facts['nbytes'])}): {facts['output']}"),
+        ("ratio", f"{facts['ratio']:.2f}x, {facts['bits_per_weight']:.3f} bits per weight"),
+        ("tensors", f"{facts['compressed']} compressed, {len(facts['kept'])} kept losslessly{tied}"),
+        *([("kept", "; ".join(groups))] if groups else []),
+        ("verified", "NO: " + "; ".join(wrong) if wrong else "the written file was read back and compared"),
+        ("seconds", f"{facts['seconds']:.1f}"),
+    ]
+    if "report" in facts:
+        rows.append(("report", str(facts["report"]["md"])))
+    console.facts(rows)
+
+
+def inspected(found: Report, *, compared: bool) -> None:
+    """A file tensor by tensor, and in all. compared: whether there was an original to tell errors by."""
+    rows = [
+        [
+            tensor.name,
+            shape_text(tensor.shape),
+            method_text(tensor),
+            str(tensor.n_clusters or ""),
+            f"{tensor.sparsity:.1%}",
+            f"{tensor.nbytes:,}",
+            f"{tensor.bits_per_weight:.3f}",
+            error_text(tensor),
+        ]
+        for tensor in found.tensors
+    ]
+    rest = found.nbytes - sum(tensor.nbytes for tensor in found.tensors)
+    footer = [
+        ["header", "", "", "", "", f"{rest:,}", "", ""],
+        [f"{len(found.tensors)} tensors", "", "", "", "", f"{found.nbytes:,}", f"{found.bits_per_weight:.3f}", ""],
+    ]
+    columns = ["name", "shape", "method", "k", "zeros", "bytes", "bpw", "SQNR dB"]
+    last = None if compared else -1
+    console.table(columns[:last], [row[:last] for row in rows], footer=[row[:last] for row in footer], left=3)
+    console.say(
+        f"\n{found.nbytes:,} bytes, {found.ratio:.2f}x smaller than {found.dense_nbytes:,} in float32; "
+        f"{found.container_nbytes:,} bytes are the container (header, names, checksums)"
+    )
+    for key, value in found.metadata.items():
+        console.say(f"{key}: {value}")
+
+
+def compared(facts: Mapping[str, Any]) -> None:
+    """Two nets on the same data."""
+    top5 = facts["drop_top5"] is not None
+    rows = [
+        [str(facts["against"]), f"{facts['original_top1']:.2f}", f"{facts['original_top5']:.2f}" if top5 else ""],
+        [str(facts["file"]), f"{facts['top1']:.2f}", f"{facts['top5']:.2f}" if top5 else ""],
+    ]
+    footer = [["drop (points)", f"{facts['drop_top1']:+.2f}", f"{facts['drop_top5']:+.2f}" if top5 else ""]]
+    last = None if top5 else -1
+    columns = ["net", "top-1 %", "top-5 %"]
+    console.table(columns[:last], [row[:last] for row in rows], footer=[row[:last] for row in footer])
+    console.say(f"\n{facts['n']:,} examples of {facts['data']}; both nets agree on {facts['agreement']:.2f} %")
+
+
+def demonstrated(found: Demo) -> None:
+    """The demo: sizes, accuracies, where the files are."""
+    accuracy = found.accuracy
+    rows = [
+        ["bytes", f"{found.dense_nbytes:,}", f"{found.nbytes:,}", f"{found.ratio:.2f}x smaller"],
+        ["bits per weight", "32", f"{found.bits_per_weight:.3f}", ""],
+        ["top-1 %", f"{accuracy.original_top1:.2f}", f"{accuracy.top1:.2f}", f"{accuracy.drop_top1:+.2f} points"],
+    ]
+    console.say("LeNet-5, compressed without data or retraining:\n")
+    console.table(["", "float32", "compressed", "drop"], rows)
+    console.say(
+        f"\nScored on {accuracy.n:,} MNIST test digits; both nets agree on {accuracy.agreement:.1f} % of them.\n"
+        f"{'The file was read back and verified' if not found.differences else 'The file DIFFERS'}. "
+        f"{found.seconds:.1f} seconds.\n"
+    )
+    console.facts([(kind, path) for kind, path in found.files.items()])
+    for note in (found.note, found.missed, *found.differences):
+        if note is not None:
+            console.warn(note)
