@@ -124,6 +124,12 @@ def test_affine_differs_from_a_fused_multiply_add():
     assert found != fused
 
 
+def test_terms_become_float32_before_they_are_added():
+    wide = 2.0**-24 + 2.0**-50  # as float32 half a unit of 1, which is a tie and goes down; as it is, it would go up
+    assert decode(Sum((Raw(f32(1)), Raw(np.array([wide]))))).tolist() == [1]
+    assert decode(Affine(Raw(f32(1)), None, np.array([wide]))).tolist() == [1]
+
+
 def test_wide_integers_round_to_float32_once():
     value = 2**60 + 2**36 + 1  # just above a tie; by way of float64 it would be the tie, and go down
     assert decode(Affine(Raw(np.array([value]))))[0] == np.float32(2**60 + 2**37)

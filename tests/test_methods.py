@@ -103,6 +103,15 @@ def test_the_scale_of_the_weights_does_not_matter(method, scale):
     )  # denormal rows share one scale, the smallest normal float
 
 
+@pytest.mark.parametrize("method", CLUSTERING, ids=str)
+def test_the_smallest_float_among_zeros_leaves_no_nan(method):
+    weight = np.zeros((2, 3000), np.float32)
+    weight[0, 0] = np.float32(1e-45)
+    found = decode(compress(method, weight))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= 1e-44
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("dims", [(1,), (5, 7)])
 def test_all_zeros_stay_zeros(method, dims):
