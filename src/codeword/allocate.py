@@ -6,7 +6,8 @@ noise of one relative size at any layer disturbs what follows about equally, whi
 From it follows that a small layer gets more bits a weight than a large one.
 
 Curves are estimates (entropy of binned weights), so `fit` compresses for real, compares the file with the budget and
-corrects the estimate's goal, until the file is within TOLERANCE of the budget and not above it.
+corrects the estimate's goal, until the file is within TOLERANCE of the budget and not above it. Where the size of one
+tensor jumps across the budget (its best codebook changes), that tensor takes the smaller side and the others the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from codeword.sources import Source
 TOLERANCE = 0.02  # below the budget: what counts as reached
 _GOOD = 0.005  # below the budget: what ends the search early
 _AIM = 0.9975  # of the budget: what the next file is aimed at
-_ROUNDS = 8
+_ROUNDS = 8  # files made before one within TOLERANCE will do
+_MOST_ROUNDS = 32  # files made at all
 _BINS = 1 << 20  # kept of all tensors together for estimates: 40 MB
 _BINS_A_TENSOR = (2048, 32768)
 _LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
@@ -165,33 +167,119 @@ class Fit:
 def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Method]], Artifact]) -> Fit:
     """The methods whose file comes closest to `budget` bytes from below, within TOLERANCE if it can be done.
 
-    If even the smallest file is above the budget that file is the result, if the largest is below, the largest.
+    If even the smallest file is above the budget that file is the result; if the lossless one is not, the lossless.
     """
-    goal, overhead = _AIM * budget, 0.0
-    best: Fit | None = None
-    low, high = 0.0, math.inf  # goals known to give files within the budget, and above it
-    tried: set[tuple[Method, ...]] = set()
-    for _ in range(_ROUNDS):
-        points = _solve(curves, goal - overhead)
-        methods = {name: point.method for name, point in points.items()}
-        if tuple(methods.values()) in tried:
-            break  # a discrete choice is exhausted: this goal gives no other file
-        tried.add(tuple(methods.values()))
-        artifact = compress(methods)
-        overhead = overhead or float(artifact.container_nbytes)
-        best = _better(best, Fit(artifact, methods, (1 - TOLERANCE) * budget <= artifact.nbytes <= budget), budget)
-        if (1 - _GOOD) * budget <= artifact.nbytes <= budget:
-            break
-        if artifact.nbytes <= budget:
-            low = max(low, goal)
-        else:
-            high = min(high, goal)
-        # The estimate is off by a factor that hardly depends on lambda: scale the goal, and halve where that fails.
-        scaled = goal * _AIM * budget / artifact.nbytes
-        goal = scaled if low < scaled < high else (low + min(high, 2 * low + budget)) / 2
-    if best is None:
-        raise AssertionError("a bisection of no rounds")  # pragma: no cover - _ROUNDS is positive
-    return best
+    return _Search(curves, budget, compress).run()
+
+
+class _Made(NamedTuple):
+    """What a file took that was made for a lambda, in all and for each tensor, and what had been expected."""
+
+    step: int
+    points: dict[str, Point]
+    nbytes: int
+    tensors: dict[str, int]
+
+
+class _Search:
+    """A bisection on files, where estimates choose which file to make next."""
+
+    def __init__(
+        self, curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Method]], Artifact]
+    ) -> None:
+        self._curves = curves
+        self._budget = budget
+        self._compress = compress
+        self._best: Fit | None = None
+        self._sizes: dict[tuple[Method, ...], tuple[int, dict[str, int]]] = {}  # of all files made, not their bytes
+        self._pinned: dict[str, Point] = {}  # tensors that are settled
+
+    def run(self) -> Fit:
+        # Values with a pattern take less than their dtype's width: see first where the budget may be enough for them.
+        raw = sum(curve.at(_lam(_RANGE[0])).bits for curve in self._curves.values()) / 8
+        found = self._lossless() if 2 * self._budget >= raw else None
+        if found is not None:
+            return found
+        under: _Made | None = None
+        over: _Made | None = None
+        step: int | None = _solve(self._curves, _AIM * self._budget)
+        while step is not None:
+            made = self._make_for(step)
+            if made.nbytes <= self._budget:
+                under = made
+            else:
+                over = made
+            if self._is_enough():
+                break
+            if under is not None and over is not None and under.step - over.step < 2:
+                if not self._pin(under, over):
+                    break
+                over = None
+            step = self._next(made, under, over)
+        best = self._best
+        if best is None:
+            raise AssertionError("a search made no file")  # pragma: no cover - the loop runs once at least
+        if not best.reached and best.artifact.nbytes <= self._budget:
+            return self._lossless() or best
+        return best
+
+    def _make(self, methods: dict[str, Method]) -> tuple[int, dict[str, int]]:
+        key = tuple(methods.values())
+        if key not in self._sizes:
+            artifact = self._compress(methods)
+            reached = (1 - TOLERANCE) * self._budget <= artifact.nbytes <= self._budget
+            self._best = _better(self._best, Fit(artifact, methods, reached), self._budget)
+            self._sizes[key] = artifact.nbytes, {name: artifact.entries[name].nbytes for name in methods}
+        return self._sizes[key]
+
+    def _make_for(self, step: int) -> _Made:
+        points = {name: self._pinned.get(name) or curve.at(_lam(step)) for name, curve in self._curves.items()}
+        return _Made(step, points, *self._make({name: point.method for name, point in points.items()}))
+
+    def _lossless(self) -> Fit | None:
+        """The lossless file, if it is within the budget: nothing better can be found then."""
+        methods: dict[str, Method] = {name: Keep() for name in self._curves}
+        if self._make(methods)[0] > self._budget:
+            return None
+        if self._best is not None and self._best.methods == methods:
+            return self._best
+        artifact = self._compress(methods)
+        return Fit(artifact, methods, (1 - TOLERANCE) * self._budget <= artifact.nbytes)
+
+    def _is_enough(self) -> bool:
+        best, rounds = self._best, len(self._sizes)
+        if best is None or rounds >= _MOST_ROUNDS:
+            return best is not None
+        close = (1 - _GOOD) * self._budget <= best.artifact.nbytes <= self._budget
+        return close or (best.reached and rounds >= _ROUNDS)
+
+    def _pin(self, under: _Made, over: _Made) -> bool:
+        """Settle the tensor that jumps most between two files of neighbouring lambdas; False if none does."""
+        jumps = {name: over.tensors[name] - under.tensors[name] for name in self._curves if name not in self._pinned}
+        name = max(jumps, key=lambda name: jumps[name], default=None)
+        if name is None or jumps[name] <= 0:
+            return False
+        self._pinned[name] = under.points[name]
+        return True
+
+    def _next(self, made: _Made, under: _Made | None, over: _Made | None) -> int | None:
+        """The lambda to try next, between those of two files or beyond that of one; None if there is no other."""
+        first = _RANGE[0] if over is None else over.step + 1
+        last = _RANGE[1] if under is None else under.step - 1
+        if first > last:
+            return None
+        free = {name: curve for name, curve in self._curves.items() if name not in self._pinned}
+        # Estimates are off by a factor that hardly depends on lambda, and know nothing of the rest of the file.
+        taken = sum(made.tensors[name] for name in free)
+        wanted = _AIM * self._budget - (made.nbytes - taken)
+        goal = wanted / max(taken, 1) * sum(made.points[name].bits for name in free) / 8
+        step = _solve(free, goal)
+        if first <= step <= last:
+            return step
+        if under is not None and over is not None:
+            return (first + last) // 2
+        reach = _STEPS << min(len(self._sizes) // 2, 5)
+        return max(first, last - reach) if over is None else min(last, first + reach)
 
 
 def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
@@ -204,13 +292,11 @@ def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
     return min((best, new), key=lambda fit: fit.artifact.nbytes)
 
 
-def _solve(curves: dict[str, Curve], goal: float) -> dict[str, Point]:
-    """Points of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved."""
-    found: dict[int, dict[str, Point]] = {}
+def _solve(curves: dict[str, Curve], goal: float) -> int:
+    """The step of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved."""
 
     def within(step: int) -> bool:
-        found[step] = {name: curve.at(2.0 ** (step / _STEPS)) for name, curve in curves.items()}
-        return sum(point.bits for point in found[step].values()) / 8 <= goal
+        return sum(curve.at(_lam(step)).bits for curve in curves.values()) / 8 <= goal
 
     first, last = _RANGE
     reach = 2 * _STEPS
@@ -219,19 +305,23 @@ def _solve(curves: dict[str, Curve], goal: float) -> dict[str, Point]:
         while high == low or within(low):
             high, low, reach = low, max(low - reach, first), 2 * reach
             if high == first:
-                return found[first]
+                return first
     else:
         while high == low or not within(high):
             low, high, reach = high, min(high + reach, last), 2 * reach
             if low == last:
-                return found[last]
+                return last
     while high - low > 1:
         middle = (low + high) // 2
         if within(middle):
             high = middle
         else:
             low = middle
-    return found[high]
+    return high
+
+
+def _lam(step: int) -> float:
+    return 2.0 ** (step / _STEPS)
 
 
 def _four_digits(value: float) -> float:

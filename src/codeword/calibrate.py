@@ -29,34 +29,42 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     import torch
     from torch import nn
 
-    moments: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
     batches = 0
 
     def watch(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook handle
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            moment = _input_moment(module, inputs[0].detach())
-            moments[name] = moments[name] + moment if name in moments else moment
+            total, count = _input_moment(module, inputs[0].detach())
+            sums[name] = sums[name] + total if name in sums else total
+            counts[name] = counts.get(name, 0) + count
 
         return module.register_forward_pre_hook(hook)
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, *_convs()))}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, *_convs())) and "weight" in dict(module.named_parameters(recurse=False))
+    }
     handles = [watch(name, module) for name, module in layers.items()]
-    training = model.training
+    training = [module for module in model.modules() if module.training]
+    device = next((parameter.device for parameter in model.parameters()), None)
     model.eval()
     try:
         with torch.inference_mode():
             for batch in _batches(data):
-                model(batch)
+                model(batch.to(device))
                 batches += 1
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
-    if not moments:
+        for module in training:
+            module.training = True
+    if not sums:
         raise DataError(f"calibration: {batches} batches reached none of {len(layers)} linear and convolution layers")
     found = {}
-    for name, moment in moments.items():
-        per_input = (moment / batches).cpu().numpy().astype(np.float32)
+    for name, total in sums.items():
+        per_input = (total / max(counts[name], 1)).cpu().numpy().astype(np.float32)
         weight = layers[name].get_parameter("weight")
         floor = 1e-3 * float(per_input.mean()) or 1.0
         found[f"{name}.weight"] = np.broadcast_to(np.maximum(per_input, floor), tuple(weight.shape)).copy()
@@ -82,19 +90,19 @@ def _convs() -> tuple[type, ...]:
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _input_moment(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """E[input**2], shaped to broadcast against the layer's weight (out, in / groups, *kernel)."""
+def _input_moment(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(sum of input**2, how many were added), shaped to broadcast against the weight (out, in / groups, *kernel)."""
     from torch import nn
 
     if isinstance(module, nn.Linear):
-        return x.double().square().reshape(-1, x.shape[-1]).mean(0)
+        return x.double().square().reshape(-1, x.shape[-1]).sum(0), x.numel() // max(x.shape[-1], 1)
     spatial = module.get_parameter("weight").dim() - 2
     dims = [dim for dim in range(x.dim()) if dim != x.dim() - spatial - 1]
-    channels = x.double().square().mean(dims)  # padding and stride ignored: they touch few positions
+    channels = x.double().square().sum(dims)  # padding and stride ignored: they touch few positions
     groups: int = module.groups  # type: ignore[assignment]
     out = module.get_parameter("weight").shape[0]
     per_group = channels.reshape(groups, -1).repeat_interleave(out // groups, 0)
-    return per_group.reshape(out, -1, *[1] * spatial)
+    return per_group.reshape(out, -1, *[1] * spatial), x.numel() // max(len(channels), 1)
 
 
 def _batches(data: Iterable[Any] | Dataset) -> Iterable[torch.Tensor]:

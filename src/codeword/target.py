@@ -9,6 +9,7 @@ from typing import Literal
 from codeword.errors import TargetError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_MOST = 1e18  # of anything: more than any file has bytes, and not so much that products become infinite
 _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -26,7 +27,7 @@ class Target:
         match = _PATTERN.fullmatch(str(text))
         value = float(match[1]) if match else 0.0
         unit = match[2].lower() if match else ""
-        if match and value > 0:
+        if match and 0 < value <= _MOST:
             if unit == "x":
                 return cls(str(text), "ratio", value)
             if unit == "bpw":
@@ -38,9 +39,9 @@ class Target:
         )
 
     def nbytes(self, dense_nbytes: int, size: int) -> int:
-        """Bytes of the file that meet the target, for a net of `size` values that takes dense_nbytes uncompressed."""
+        """Bytes, 1 at least, that meet the target for a net of `size` values that takes dense_nbytes uncompressed."""
         if self.kind == "ratio":
-            return int(dense_nbytes / self.value)
+            return max(1, int(dense_nbytes / self.value))
         if self.kind == "bpw":
-            return int(self.value * size / 8)
+            return max(1, int(self.value * size / 8))
         return int(self.value)
