@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class Bins(NamedTuple):
     values: np.ndarray  # (m,) weighted mean of each bin
     counts: np.ndarray  # (m+1,) prefix of the number of weights
     prefix: np.ndarray  # (3, m+1) prefixes of importance, importance * value, importance * value**2
+    unevenness: float = 1.0  # root mean square of the importance over its mean: 1 where all weights matter alike
 
     @property
     def n(self) -> float:
@@ -40,28 +42,33 @@ class Bins(NamedTuple):
 
 def make_bins(values: np.ndarray, scale: np.ndarray | None = None, importance: np.ndarray | None = None) -> Bins:
     """Bins of values (r, c), finite, each row divided by scale (r,), weighted by importance (r, c) >= 0."""
+    unevenness = 1.0 if importance is None else _unevenness(importance)
     if values.size > _EXACT:
         sums = histogram(values, scale, importance)
-    else:
-        scaled = values.astype(np.float64)
-        if scale is not None:
-            scaled /= scale[:, None].astype(np.float64)
-        h = np.ones(scaled.size) if importance is None else importance.reshape(-1).astype(np.float64)
-        distinct, index = np.unique(scaled, return_inverse=True)
-        index = index.reshape(-1)
-        weight = np.bincount(index, h, len(distinct))
-        count = np.bincount(index, minlength=len(distinct)).astype(np.float64)
-        sums = Sums(count, weight, weight * distinct, weight * distinct * distinct)
-        return _with_prefixes(distinct, sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums.first / sums.weight
-    # A bin without importance still needs a place in the order: between its neighbours will do.
-    means = np.where(sums.weight > 0, means, np.nan)
-    known = ~np.isnan(means)
-    means = (
-        np.interp(np.arange(len(means)), np.flatnonzero(known), means[known]) if known.any() else np.zeros(len(means))
-    )
-    return _with_prefixes(means, sums)
+        return _with_prefixes(_means(sums), sums, unevenness)
+    scaled = values.astype(np.float64)
+    if scale is not None:
+        scaled /= scale[:, None].astype(np.float64)
+    h = np.ones(scaled.size) if importance is None else importance.reshape(-1).astype(np.float64)
+    distinct, index = np.unique(scaled, return_inverse=True)
+    index = index.reshape(-1)
+    weight = np.bincount(index, h, len(distinct))
+    count = np.bincount(index, minlength=len(distinct)).astype(np.float64)
+    return _with_prefixes(distinct, Sums(count, weight, weight * distinct, weight * distinct * distinct), unevenness)
+
+
+def _unevenness(importance: np.ndarray) -> float:
+    mean = float(np.mean(importance, dtype=np.float64))
+    square = float(np.mean([np.mean(np.square(row, dtype=np.float64)) for row in importance]))
+    return math.sqrt(square) / mean if mean > 0 else 1.0
+
+
+def _means(sums: Sums) -> np.ndarray:
+    """Weighted mean of each bin; one without importance still needs a place in the order, between its neighbours."""
+    (known,) = np.nonzero(sums.weight > 0)
+    if not len(known):
+        return np.zeros(len(sums.weight))
+    return np.interp(np.arange(len(sums.weight)), known, sums.first[known] / sums.weight[known])
 
 
 def super_bins(bins: Bins, most: int) -> np.ndarray:
@@ -87,15 +94,16 @@ def coarser(bins: Bins, most: int) -> Bins:
     prefix = bins.prefix[:, starts]
     weight, first = np.diff(prefix[0]), np.diff(prefix[1])
     means = np.where(weight > 0, first / np.where(weight > 0, weight, 1), bins.values[starts[:-1]])
-    return Bins(means, bins.counts[starts], prefix)
+    return Bins(means, bins.counts[starts], prefix, bins.unevenness)
 
 
-def _with_prefixes(values: np.ndarray, sums: Sums) -> Bins:
+def _with_prefixes(values: np.ndarray, sums: Sums, unevenness: float) -> Bins:
     anchor = int(np.searchsorted(values, 0.0))
     return Bins(
         values,
         _prefix(sums.counts, anchor),
         np.stack([_prefix(part, anchor) for part in (sums.weight, sums.first, sums.second)]),
+        unevenness,
     )
 
 

@@ -23,7 +23,7 @@ _ROUNDS = 40
 _SETTLED = 1e-4  # relative gain of a round that is not worth another
 # Spacing of the starting grid over sqrt(lambda). At high rate sqrt(6 / ln 2) = 2.94 is optimal (Gish & Pierce 1968);
 # at low rate the best spacing is wider than the distribution and has to be tried.
-_SPACINGS = (1.6, 2.2, 2.94, 3.8)
+SPACINGS = (1.6, 2.2, 2.94, 3.8)
 
 
 class Codebook(NamedTuple):
@@ -37,8 +37,10 @@ class Codebook(NamedTuple):
     grid: float | None  # spacing, if codewords are whole multiples of it
 
 
-def ecsq(bins: Bins, lam: float, *, free: bool, max_codewords: int = MAX_CODEWORDS) -> Codebook:
-    """The codebook of least sse + lam * bits over several starting grids.
+def ecsq(
+    bins: Bins, lam: float, *, free: bool, max_codewords: int = MAX_CODEWORDS, spacings: tuple[float, ...] = SPACINGS
+) -> Codebook:
+    """The codebook of least sse + lam * bits over several starting grids, `spacings` times sqrt(lam) wide.
 
     lam > 0 unless all is zero: squared error (times importance) that one bit is worth. free: codewords move to the mean
     of their members, else they stay on a uniform grid, which a file stores in a few bytes. Zero is always a codeword
@@ -47,9 +49,15 @@ def ecsq(bins: Bins, lam: float, *, free: bool, max_codewords: int = MAX_CODEWOR
     if not bins.energy > 0:
         return Codebook(np.zeros(1), np.zeros(0), np.zeros(1), 0.0, 0.0, None if free else 1.0)
     found = [
-        _solve(bins, lam, spacing * math.sqrt(lam / _mean_weight(bins)), free, max_codewords) for spacing in _SPACINGS
+        _solve(bins, lam, spacing * math.sqrt(lam / _mean_weight(bins)), free, max_codewords) for spacing in spacings
     ]
     return min(found, key=lambda codebook: codebook.sse + lam * codebook.bits)
+
+
+def code_prices(members: np.ndarray) -> np.ndarray:
+    """(k,) bits of each code from how often it is used; one without members has a price as if it had half a member."""
+    share = np.maximum(members, 0.5)
+    return -np.log2(share / share.sum())
 
 
 def _mean_weight(bins: Bins) -> float:
@@ -82,8 +90,7 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
             means = np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), codewords)
             codewords = np.where(codewords == 0, 0.0, means)
         sse = float(np.sum(np.maximum(s2 - 2 * codewords * s1 + codewords**2 * s0, 0)))
-        share = np.maximum(members, 0.5) / bins.n  # a codeword kept without members still has a price
-        prices = -np.log2(share / share.sum())
+        prices = code_prices(members)
         bits = float(members @ prices)
         cost = sse + lam * bits
         if cost >= best * (1 - _SETTLED):
