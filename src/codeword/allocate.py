@@ -95,7 +95,7 @@ class Clustered:
 
     def __init__(self, bins: Bins, scales: Scales, granularity: Granularity, rounded: Rounded) -> None:
         self._bins = bins
-        self._granularity = granularity
+        self._granularity: Granularity = granularity
         self._rounded = rounded
         self._side_bits = 2 * _LEAF_BITS + (0 if scales.relative is None else _LEAF_BITS / 2 + 5 * scales.relative.size)
 

@@ -135,7 +135,9 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as TOML, atomically. Raises WriteError, or PlanError for a method that is not built in."""
-        text = tomli_w.dumps(self.to_dict())
+        content = self.to_dict()
+        rules = content.pop("rule")  # a table each: left to itself tomli_w writes short ones inline, long ones not
+        text = tomli_w.dumps(content) + "".join(f"\n[[rule]]\n{tomli_w.dumps(rule)}" for rule in rules)
         with replacing(path) as file:
             file.write(text.encode())
 
