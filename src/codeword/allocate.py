@@ -216,11 +216,11 @@ class _Search:
                     break
                 over = None
             step = self._next(made, under, over)
-        best = self._best
+        # A pattern can make the lossless file the smaller one too.
+        found = self._lossless() if self._best is None or not self._best.reached else None
+        best = found or self._best
         if best is None:
             raise AssertionError("a search made no file")  # pragma: no cover - the loop runs once at least
-        if not best.reached and best.artifact.nbytes <= self._budget:
-            return self._lossless() or best
         return best
 
     def _make(self, methods: dict[str, Method]) -> tuple[int, dict[str, int]]:
