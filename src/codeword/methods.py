@@ -162,8 +162,8 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         """Codes (r, c), with prices as compensation makes them: errors passed on use rare codewords more often."""
 
         def codes(every: int, prices: np.ndarray) -> np.ndarray:
-            parts = (None if array is None else array[::every] for array in (divisor, h))
-            return assign_compensated(rows[::every], *parts, kernel, found.codewords, lam * prices)
+            scale, importance = (None if array is None else array[::every] for array in (divisor, h))
+            return assign_compensated(rows[::every], scale, importance, kernel, found.codewords, lam * prices)
 
         sample = codes(max(1, rows.size // _SAMPLE), found.prices)
         return codes(1, code_prices(np.bincount(sample.reshape(-1), minlength=len(found.codewords))))
