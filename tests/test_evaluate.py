@@ -204,3 +204,11 @@ def test_module_that_fails_to_import(folder):
     (folder / "no_python.py").write_text("def\n")
     with pytest.raises(SourceError, match="importing 'no_python' failed: SyntaxError"):
         load_factory("no_python:f")
+
+
+def test_a_factory_that_needs_torch_where_there_is_none_says_which_extra_brings_it(tmp_path, monkeypatch):
+    (tmp_path / "needs_torch_module.py").write_text("raise ModuleNotFoundError('no torch', name='torch')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=r"codeword\[torch\]"):
+        load_factory("needs_torch_module:net")

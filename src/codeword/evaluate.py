@@ -95,7 +95,10 @@ def load_factory(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise SourceError(f"{name!r}: no module {error.name!r}, neither installed nor in {folder}") from error
-        raise SourceError(f"{name!r}: module {module_name!r} needs {error.name!r}, which is not installed") from error
+        what = f"{name!r}: module {module_name!r} needs {error.name!r}, which is not installed"
+        if error.name == "torch":
+            raise MissingDependencyError(f'{what}: pip install "codeword[torch]"') from error
+        raise SourceError(what) from error
     except Exception as error:
         # A user's module may raise anything; the cause is kept.
         raise SourceError(f"{name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
