@@ -5,8 +5,7 @@ import pytest
 
 from codeword.math.bins import make_bins
 from codeword.math.ecsq import MAX_CODEWORDS, ecsq
-from codeword.math.kmeans import kmeans
-from codeword.methods import midpoints
+from codeword.math.kmeans import kmeans, midpoints
 
 LAMBDAS = [0.003, 0.02, 0.1, 0.4]
 

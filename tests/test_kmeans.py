@@ -12,8 +12,7 @@ from codeword.kernels.assign import assign, assign_weighted, cluster_sums, code_
 from codeword.kernels.histogram import histogram
 from codeword.kernels.partition import best_path, interval_cost, next_layer
 from codeword.math.bins import make_bins
-from codeword.math.kmeans import kmeans, sse_curve
-from codeword.methods import midpoints
+from codeword.math.kmeans import kmeans, midpoints, sse_curve
 from codeword.safetensors_file import read_header, read_tensor
 
 LENET5 = resources.files("codeword") / "zoo" / "lenet5.safetensors"  # not by codeword.zoo, which needs torch

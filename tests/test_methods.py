@@ -10,7 +10,7 @@ from codeword.artifact import Writer, code_tensor
 from codeword.errors import PlanError
 from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, decode, leaves, lookups, shape
 from codeword.math.bins import make_bins
-from codeword.math.kmeans import kmeans
+from codeword.math.kmeans import kmeans, midpoints
 from codeword.methods import (
     BuiltIn,
     Keep,
@@ -18,7 +18,6 @@ from codeword.methods import (
     Method,
     RateAware,
     as_rows,
-    midpoints,
     round_mantissa,
     row_scales,
 )

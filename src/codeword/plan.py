@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import tomli_w
@@ -32,10 +32,10 @@ import tomli_w
 from codeword.atomic import replacing
 from codeword.errors import PlanError
 from codeword.expr import FLOATS
-from codeword.methods import BuiltIn, Keep, KMeans, Method, RateAware
+from codeword.methods import BuiltIn, Keep, Method
 from codeword.sources import TensorInfo
 
-METHODS: dict[str, type] = {"keep": Keep, "kmeans": KMeans, "rate-aware": RateAware}
+METHODS: dict[str, type] = {method.__struct_config__.tag: method for method in get_args(BuiltIn)}
 _PLAN_FIELDS = ("target", "seed", "rule")
 
 

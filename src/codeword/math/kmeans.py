@@ -55,6 +55,12 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
     return Clusters(codebook, edges, sse)
 
 
+def midpoints(codebook: np.ndarray) -> np.ndarray:
+    """(k-1,) thresholds of nearest-codeword assignment."""
+    wide = codebook.astype(np.float64)
+    return (wide[1:] + wide[:-1]) / 2
+
+
 def _coarse(bins: Bins, k: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Super-bin starts (s+1,), SSE(1..k) (k,), and for each layer the best predecessors, on super-bins."""
     starts = super_bins(bins, max(_COARSE, _COARSE_PER_CLUSTER * k))

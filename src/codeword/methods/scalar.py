@@ -1,46 +1,27 @@
-"""The methods: frozen options, and the few lines that call the arithmetic and build an expression.
-
-A method is any object with `compress(weight, importance, *, generator) -> Expr`. The union `BuiltIn` is the whole list
-of those a plan file can name; pass an object of your own to `Plan` for anything else, nothing is registered.
-"""
+"""Scalar methods: each weight is kept, rounded, or replaced by one of a few shared values."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal
 
-import ml_dtypes
 import msgspec
 import numpy as np
 
 from codeword.errors import PlanError
-from codeword.expr import Affine, Expr, Lookup, Raw, Reshape, dtype_name
+from codeword.expr import Expr, Raw, dtype_name
 from codeword.kernels.assign import assign, assign_weighted, cluster_sums
 from codeword.kernels.compensate import assign_compensated
 from codeword.math.bins import Bins, make_bins
 from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, code_prices, ecsq
-from codeword.math.kmeans import kmeans
+from codeword.math.kmeans import kmeans, midpoints
+from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square, row_scales, rows_of, shared
 
 # Compensation wants a wider grid: output divergence of LeNet-5 and ResNet-20 on training images is flat from 4 to 5.5,
 # and a single spacing makes the size of a file fall without jumps as lambda grows.
 _COMPENSATED_SPACING = 4.6
 _SAMPLE = 1 << 19  # weights that prices are learned from
-Granularity: TypeAlias = Literal["tensor", "row"]
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
-_LEAST_SCALE = 2.0**-126  # the smallest normal float32: a smaller divisor may round to zero
-
-
-@runtime_checkable
-class Method(Protocol):
-    """What a plan assigns to a tensor."""
-
-    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
-        """An expression of weight's shape.
-
-        weight: any shape, the tensor's own dtype. importance: same shape, cost of a squared error of each weight, >= 0;
-        None for all equal. generator: the tensor's own, the only source of randomness allowed.
-        """
-        ...
 
 
 class Keep(msgspec.Struct, frozen=True, tag_field="method", tag="keep", forbid_unknown_fields=True):
@@ -78,7 +59,7 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Lookup, under an Affine of row scales if the granularity is "row"."""
         del generator
-        rows, h = as_rows(weight), _rows_of(importance)
+        rows, h = as_rows(weight), rows_of(importance)
         if not rows.size:
             return Raw(weight)
         scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
@@ -89,7 +70,7 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
         _, mass, first = cluster_sums(rows, divisor, h, codes, len(clusters.codebook))
         pinned = (mass <= 0) | (self.zero & (clusters.codebook == 0))
         codebook = np.where(pinned, clusters.codebook, first / np.where(mass > 0, mass, 1))
-        return _shared(codes, codebook, scales, weight.shape)
+        return shared(codes, codebook, scales, weight.shape)
 
 
 class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware", forbid_unknown_fields=True):
@@ -117,7 +98,7 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Lookup of grid steps or free codewords, under an Affine of row scales or of the step."""
         del generator
-        rows, h = as_rows(weight), _rows_of(importance)
+        rows, h = as_rows(weight), rows_of(importance)
         if not rows.size:
             return Raw(weight)
         scales = self.scales(rows)
@@ -131,11 +112,11 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             codes = assign_weighted(rows, divisor, h, found.codewords, lam * found.prices)
         else:
             codes = assign(rows, divisor, found.thresholds)
-        return _shared(codes, found.codewords, scales, weight.shape, found.grid)
+        return shared(codes, found.codewords, scales, weight.shape, found.grid)
 
     def scales(self, rows: np.ndarray) -> Scales:
         """What rows (r, c) are divided by: each its own root mean square, or all the tensor's."""
-        return row_scales(rows) if self.granularity == "row" else Scales(None, _rms(rows))
+        return row_scales(rows) if self.granularity == "row" else Scales(None, root_mean_square(rows))
 
     def design(self, bins: Bins) -> Codebook:
         """The codebook for bins of scaled weights."""
@@ -169,33 +150,6 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         return codes(1, code_prices(np.bincount(sample.reshape(-1), minlength=len(found.codewords))))
 
 
-BuiltIn: TypeAlias = Keep | KMeans | RateAware
-
-
-class Scales(NamedTuple):
-    """What the rows of a weight are divided by before clustering: unit * relative."""
-
-    relative: np.ndarray | None  # (r,) float8, or None for all 1
-    unit: float
-
-    def divisor(self, rows: int) -> np.ndarray | None:
-        """(r,) float32 divisors, None if there is nothing to divide by."""
-        if self.relative is None:
-            return None if self.unit == 1.0 else np.full(rows, self.unit, np.float32)
-        return self.relative.astype(np.float32) * np.float32(self.unit)
-
-
-def as_rows(weight: np.ndarray) -> np.ndarray:
-    """(r, c) view: a row for each output channel; vectors and scalars are one row."""
-    return weight.reshape(weight.shape[0], -1) if weight.ndim > 1 and weight.size else weight.reshape(1, -1)
-
-
-def midpoints(codebook: np.ndarray) -> np.ndarray:
-    """(k-1,) thresholds of nearest-codeword assignment."""
-    wide = codebook.astype(np.float64)
-    return (wide[1:] + wide[:-1]) / 2
-
-
 def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:
     """Floats rounded to `bits` explicit bits of mantissa, to nearest, ties to even; zeros keep their sign."""
     drop = _MANTISSA[dtype_name(values.dtype)] - bits
@@ -209,45 +163,3 @@ def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:
     return np.where(
         np.isfinite(values) & np.isfinite(rounded), rounded, values
     )  # rounding up must not make an infinity
-
-
-def row_scales(rows: np.ndarray) -> Scales:
-    """Root mean square of each row, to two bits of mantissa: a scale need not be exact where codes adapt to it.
-
-    Relative to the largest they are float8 (e5m2) values, a byte or less in the file; a row below 2**-14 of the largest
-    takes that.
-    """
-    norms = np.sqrt([np.mean(np.square(row, dtype=np.float64)) for row in rows])
-    top = float(norms.max())
-    if not top > 0:
-        return Scales(None, 1.0)
-    unit = max(2.0 ** math.floor(math.log2(top)), _LEAST_SCALE * 2.0**14)
-    return Scales(np.maximum(norms / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
-
-
-def _rms(rows: np.ndarray) -> float:
-    energy = sum(float(np.sum(np.square(row, dtype=np.float64))) for row in rows)
-    return max(math.sqrt(energy / rows.size), _LEAST_SCALE) if energy else 1.0
-
-
-def _rows_of(importance: np.ndarray | None) -> np.ndarray | None:
-    return None if importance is None else as_rows(importance)
-
-
-def _shared(
-    codes: np.ndarray, codebook: np.ndarray, scales: Scales, shape: tuple[int, ...], grid: float | None = None
-) -> Expr:
-    """The expression of weight sharing from codes (r, c) and a codebook (k,) for scaled weights.
-
-    With a grid the codebook is stored as whole numbers, which take a few bytes however many they are, and a step.
-    """
-    expr: Expr
-    if grid is None:
-        expr = Lookup(codes[None], (codebook * scales.unit).astype(np.float32).reshape(1, -1, 1))
-    else:
-        steps = np.rint(codebook / grid)
-        whole = steps.astype(np.int8 if np.abs(steps).max() < 128 else np.int16)
-        expr = Affine(Lookup(codes[None], whole.reshape(1, -1, 1)), np.full((1, 1, 1), grid * scales.unit, np.float32))
-    if scales.relative is not None:
-        expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
-    return Reshape(expr, shape)

@@ -1,0 +1,25 @@
+"""The methods: frozen options, and the few lines that call the arithmetic and build an expression.
+
+A method is any object with `compress(weight, importance, *, generator) -> Expr`. The union `BuiltIn` is the whole list
+of those a plan file can name; pass an object of your own to `Plan` for anything else, nothing is registered.
+"""
+
+from typing import TypeAlias
+
+from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
+from codeword.methods.scalar import Keep, KMeans, RateAware, round_mantissa
+
+BuiltIn: TypeAlias = Keep | KMeans | RateAware
+
+__all__ = [
+    "BuiltIn",
+    "Granularity",
+    "KMeans",
+    "Keep",
+    "Method",
+    "RateAware",
+    "Scales",
+    "as_rows",
+    "round_mantissa",
+    "row_scales",
+]

@@ -1,0 +1,89 @@
+"""What the methods share: the protocol, rows of a weight and their scales, the expression of weight sharing."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import ml_dtypes
+import numpy as np
+
+from codeword.expr import Affine, Expr, Lookup, Reshape
+
+Granularity: TypeAlias = Literal["tensor", "row"]
+_LEAST_SCALE = 2.0**-126  # the smallest normal float32: a smaller divisor may round to zero
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What a plan assigns to a tensor."""
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """An expression of weight's shape.
+
+        weight: any shape, the tensor's own dtype. importance: same shape, cost of a squared error of each weight, >= 0;
+        None for all equal. generator: the tensor's own, the only source of randomness allowed.
+        """
+        ...
+
+
+class Scales(NamedTuple):
+    """What the rows of a weight are divided by before clustering: unit * relative."""
+
+    relative: np.ndarray | None  # (r,) float8, or None for all 1
+    unit: float
+
+    def divisor(self, rows: int) -> np.ndarray | None:
+        """(r,) float32 divisors, None if there is nothing to divide by."""
+        if self.relative is None:
+            return None if self.unit == 1.0 else np.full(rows, self.unit, np.float32)
+        return self.relative.astype(np.float32) * np.float32(self.unit)
+
+
+def as_rows(weight: np.ndarray) -> np.ndarray:
+    """(r, c) view: a row for each output channel; vectors and scalars are one row."""
+    return weight.reshape(weight.shape[0], -1) if weight.ndim > 1 and weight.size else weight.reshape(1, -1)
+
+
+def row_scales(rows: np.ndarray) -> Scales:
+    """Root mean square of each row, to two bits of mantissa: a scale need not be exact where codes adapt to it.
+
+    Relative to the largest they are float8 (e5m2) values, a byte or less in the file; a row below 2**-14 of the largest
+    takes that.
+    """
+    norms = np.sqrt([np.mean(np.square(row, dtype=np.float64)) for row in rows])
+    top = float(norms.max())
+    if not top > 0:
+        return Scales(None, 1.0)
+    unit = max(2.0 ** math.floor(math.log2(top)), _LEAST_SCALE * 2.0**14)
+    return Scales(np.maximum(norms / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
+
+
+def root_mean_square(rows: np.ndarray) -> float:
+    """Of all values of rows (r, c), or 1 if all are zero."""
+    energy = sum(float(np.sum(np.square(row, dtype=np.float64))) for row in rows)
+    return max(math.sqrt(energy / rows.size), _LEAST_SCALE) if energy else 1.0
+
+
+def rows_of(importance: np.ndarray | None) -> np.ndarray | None:
+    """`as_rows` of an importance that may be absent."""
+    return None if importance is None else as_rows(importance)
+
+
+def shared(
+    codes: np.ndarray, codebook: np.ndarray, scales: Scales, shape: tuple[int, ...], grid: float | None = None
+) -> Expr:
+    """The expression of weight sharing from codes (r, c) and a codebook (k,) for scaled weights.
+
+    With a grid the codebook is stored as whole numbers, which take a few bytes however many they are, and a step.
+    """
+    expr: Expr
+    if grid is None:
+        expr = Lookup(codes[None], (codebook * scales.unit).astype(np.float32).reshape(1, -1, 1))
+    else:
+        steps = np.rint(codebook / grid)
+        whole = steps.astype(np.int8 if np.abs(steps).max() < 128 else np.int16)
+        expr = Affine(Lookup(codes[None], whole.reshape(1, -1, 1)), np.full((1, 1, 1), grid * scales.unit, np.float32))
+    if scales.relative is not None:
+        expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
+    return Reshape(expr, shape)
