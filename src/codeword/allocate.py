@@ -139,6 +139,7 @@ def curves(
             weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
             h = (importance or {}).get(info.name)
             found[info.name] = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
+            del weight  # before the next is loaded: two large tensors at once would be the peak of memory
         else:
             found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
         done += info.size

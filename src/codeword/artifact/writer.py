@@ -9,7 +9,7 @@ from codeword.artifact.coded import CodedTensor
 from codeword.artifact.layout import encode_header
 from codeword.artifact.reader import Artifact
 
-_SPOOL_NBYTES = 1 << 26  # stays in memory up to this size, then moves to a temporary file
+_SPOOL_NBYTES = 1 << 24  # stays in memory up to this size, then moves to a temporary file
 
 
 class _Spool(tempfile.SpooledTemporaryFile):
