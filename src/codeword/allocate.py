@@ -203,9 +203,11 @@ class _Search:
             return found
         under: _Made | None = None
         over: _Made | None = None
+        before: _Made | None = None
+        made: _Made | None = None
         step: int | None = _solve(self._curves, _AIM * self._budget)
         while step is not None:
-            made = self._make_for(step)
+            before, made = made, self._make_for(step)
             if made.nbytes <= self._budget:
                 under = made
             else:
@@ -215,8 +217,8 @@ class _Search:
             if under is not None and over is not None and under.step - over.step < 2:
                 if not self._pin(under, over):
                     break
-                over = None
-            step = self._next(made, under, over)
+                over = before = None
+            step = self._next(made, before, under, over)
         # A pattern can make the lossless file the smaller one too.
         found = self._lossless() if self._best is None or not self._best.reached else None
         best = found or self._best
@@ -263,12 +265,18 @@ class _Search:
         self._pinned[name] = under.points[name]
         return True
 
-    def _next(self, made: _Made, under: _Made | None, over: _Made | None) -> int | None:
+    def _next(self, made: _Made, before: _Made | None, under: _Made | None, over: _Made | None) -> int | None:
         """The lambda to try next, between those of two files or beyond that of one; None if there is no other."""
         first = _RANGE[0] if over is None else over.step + 1
         last = _RANGE[1] if under is None else under.step - 1
         if first > last:
             return None
+        if (
+            before is not None
+            and (step := _secant(before, made, _AIM * self._budget)) is not None
+            and first <= step <= last
+        ):
+            return step
         free = {name: curve for name, curve in self._curves.items() if name not in self._pinned}
         # Estimates are off by a factor that hardly depends on lambda, and know nothing of the rest of the file.
         taken = sum(made.tensors[name] for name in free)
@@ -281,6 +289,12 @@ class _Search:
             return (first + last) // 2
         reach = _STEPS << min(len(self._sizes) // 2, 5)
         return max(first, last - reach) if over is None else min(last, first + reach)
+
+
+def _secant(before: _Made, made: _Made, goal: float) -> int | None:
+    """Where the line through two files, log bytes over log lambda, reaches the goal; None if it does not fall."""
+    slope = math.log(made.nbytes / before.nbytes) / (made.step - before.step) if made.step != before.step else 0.0
+    return round(made.step + math.log(goal / made.nbytes) / slope) if slope < 0 else None
 
 
 def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
