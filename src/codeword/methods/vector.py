@@ -1,0 +1,128 @@
+"""Vector methods: neighbouring weights share a vector of values."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from codeword.errors import PlanError
+from codeword.expr import DTYPES, Affine, Expr, Lookup, Raw, Reshape, Sum, decode
+from codeword.math.vectors import Engine, assign_vectors, kmeans_vectors
+from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of
+
+CodebookDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+_LEAST_FLOAT = 2.0**-149  # of float32, denormals included
+
+
+class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="product", forbid_unknown_fields=True):
+    """Product quantization (Gong et al. 2014; methods B1): `cluster_dim` neighbouring weights of a row are one vector.
+
+    cluster_dim: divides the weights of a row (inputs times kernel) or, with one codebook and no row scales, at least
+    those of the tensor, which is then one row. granularity "row": each output row is divided by its own scale before
+    clustering. group_size: rows that share a codebook, None for all; divides the number of rows. codebook_dtype:
+    "int8" is whole numbers and a step. residual_stages: further codebooks, each for the error left by those before.
+    skip_zeros: weights that are exactly 0 (pruned) have no say in clustering and stay 0; their places are stored as a
+    mask. engine "faiss" trains codebooks with faiss where no importance and no mask weighs the entries.
+    """
+
+    cluster_dim: int
+    n_clusters: int = 256
+    granularity: Granularity = "tensor"
+    group_size: int | None = None
+    codebook_dtype: CodebookDtype = "int8"
+    residual_stages: int = 0
+    skip_zeros: bool = False
+    engine: Engine = "numpy"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.cluster_dim <= 16:
+            raise PlanError(f"product: cluster_dim must lie in 2..16, got {self.cluster_dim}")
+        if not 1 <= self.n_clusters <= 1 << 16:
+            raise PlanError(f"product: n_clusters must lie in 1..65536, got {self.n_clusters}")
+        if self.group_size is not None and self.group_size < 1:
+            raise PlanError(f"product: group_size must be at least 1, got {self.group_size}")
+        if not 0 <= self.residual_stages <= 8:
+            raise PlanError(f"product: residual_stages must lie in 0..8, got {self.residual_stages}")
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """A Lookup, or the Sum of one a stage, under an Affine of row scales and one of the mask if asked for."""
+        rows, h = as_rows(weight), rows_of(importance)
+        if not rows.size:
+            return Raw(weight)
+        if rows.shape[1] % self.cluster_dim:
+            rows = self._one_row(rows, weight.shape)
+            h = None if h is None else h.reshape(rows.shape)
+        if self.group_size and len(rows) % self.group_size:
+            raise PlanError(f"product: group_size {self.group_size} does not divide {len(rows)} rows of {weight.shape}")
+        scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
+        values = rows.astype(np.float64)
+        if scales.relative is not None:
+            values /= scales.relative[:, None].astype(np.float64)
+        kept = values != 0 if self.skip_zeros else None
+        if kept is not None and kept.all():
+            kept = None
+        if kept is not None:
+            h = kept.astype(np.float32) if h is None else np.where(kept, h, 0)
+        expr = self._stages(values, h, generator)
+        if scales.relative is not None:
+            expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
+        if kept is not None:
+            expr = Affine(expr, kept.astype(np.uint8).reshape(len(rows), -1, self.cluster_dim))
+        return Reshape(expr, weight.shape)
+
+    def _one_row(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if rows.size % self.cluster_dim or self.group_size or self.granularity == "row":
+            valid = [d for d in range(2, 17) if rows.shape[1] % d == 0]
+            raise PlanError(
+                f"product: cluster_dim {self.cluster_dim} does not divide the {rows.shape[1]} weights of a row of "
+                f"shape {shape}; " + (f"valid are {', '.join(map(str, valid))}" if valid else "no other does either")
+            )
+        return rows.reshape(1, -1)
+
+    def _stages(self, values: np.ndarray, h: np.ndarray | None, generator: np.random.Generator) -> Expr:
+        rows, columns = values.shape
+        vectors = values.reshape(rows // (self.group_size or rows), -1, self.cluster_dim)
+        weights = None if h is None else h.reshape(vectors.shape)
+        terms: list[Expr] = []
+        for _ in range(1 + self.residual_stages):
+            terms.append(self._stage(vectors, weights, (rows, columns // self.cluster_dim), generator))
+            vectors = vectors - decode(terms[-1]).reshape(vectors.shape).astype(np.float64)
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+    def _stage(
+        self, vectors: np.ndarray, h: np.ndarray | None, shape: tuple[int, int], generator: np.random.Generator
+    ) -> Expr:
+        """Codebooks for vectors (g, m, d), stored as they will be, and then the codes: nearest in what is shipped."""
+        weights = [None] * len(vectors) if h is None else list(h)
+        books = [
+            kmeans_vectors(group, self.n_clusters, generator=generator, importance=weight, engine=self.engine)
+            for group, weight in zip(vectors, weights, strict=True)
+        ]
+        k = max(map(len, books))
+        padded = np.stack([np.pad(book, ((0, k - len(book)), (0, 0)), mode="edge") for book in books])
+        book, step = narrowed(padded, self.codebook_dtype)
+        shipped = book.astype(np.float64) * step
+        codes = [assign_vectors(*group).codes for group in zip(vectors, shipped, weights, strict=True)]
+        expr = Lookup(np.stack(codes).reshape(len(vectors), -1, shape[1]), book)
+        return expr if step == 1 else Affine(expr, np.full((1, 1, 1), step, np.float32))
+
+
+def narrowed(codebook: np.ndarray, dtype: CodebookDtype) -> tuple[np.ndarray, float]:
+    """(codebook, step): values of that dtype that times step, a float32, are the codebook's."""
+    top = float(np.abs(codebook).max())
+    limits = ml_dtypes.finfo(DTYPES["float32" if dtype == "int8" else dtype])
+    low, most = 1024 * float(limits.smallest_normal), float(limits.max)
+    if dtype == "int8":
+        step = float(np.float32(top / 127)) or _LEAST_FLOAT if top > 0 else 1.0
+        if step * 127 > most:
+            step = float(np.nextafter(np.float32(step), np.float32(0)))
+        return np.clip(np.rint(codebook / step), -127, 127).astype(np.int8), step
+    if dtype != "float32" and top > 0 and not low <= top <= most:  # too large, or denormal: divide by a power of two
+        step = max(2.0 ** math.floor(math.log2(top)), _LEAST_FLOAT)
+        below_2 = 2 - float(limits.eps)  # 2 * 2**127 is no float
+        return np.clip(codebook / step, -below_2, below_2).astype(DTYPES[dtype]), step
+    return np.clip(codebook, -most, most).astype(DTYPES[dtype]), 1.0
