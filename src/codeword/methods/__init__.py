@@ -8,15 +8,18 @@ from typing import TypeAlias
 
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
 from codeword.methods.scalar import Keep, KMeans, RateAware, round_mantissa
+from codeword.methods.scalar_starts import DensityKMeans, Lloyd
 from codeword.methods.vector import ProductQuantization
 
-BuiltIn: TypeAlias = Keep | KMeans | RateAware | ProductQuantization
+BuiltIn: TypeAlias = Keep | KMeans | RateAware | ProductQuantization | Lloyd | DensityKMeans
 
 __all__ = [
     "BuiltIn",
+    "DensityKMeans",
     "Granularity",
     "KMeans",
     "Keep",
+    "Lloyd",
     "Method",
     "ProductQuantization",
     "RateAware",

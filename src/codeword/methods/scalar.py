@@ -65,11 +65,7 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
         scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
         divisor = scales.divisor(len(rows))
         clusters = kmeans(make_bins(rows, divisor, h), self.n_clusters, zero=self.zero)
-        codes = assign(rows, divisor, midpoints(clusters.codebook))
-        # A last pass over the raw weights: what is shipped are exact means of the members that the codes name.
-        _, mass, first = cluster_sums(rows, divisor, h, codes, len(clusters.codebook))
-        pinned = (mass <= 0) | (self.zero & (clusters.codebook == 0))
-        codebook = np.where(pinned, clusters.codebook, first / np.where(mass > 0, mass, 1))
+        codes, codebook = assigned(rows, divisor, h, clusters.codebook, zero=self.zero)
         return shared(codes, codebook, scales, weight.shape)
 
 
@@ -148,6 +144,19 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
 
         sample = codes(max(1, rows.size // _SAMPLE), found.prices)
         return codes(1, code_prices(np.bincount(sample.reshape(-1), minlength=len(found.codewords))))
+
+
+def assigned(
+    rows: np.ndarray, divisor: np.ndarray | None, h: np.ndarray | None, codebook: np.ndarray, *, zero: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest codes (r, c), and codewords (k,) moved to the mean of the members that the codes name.
+
+    A last pass over the raw weights: what is shipped are exact means, not those of bins. zero: 0 stays where it is.
+    """
+    codes = assign(rows, divisor, midpoints(codebook))
+    _, mass, first = cluster_sums(rows, divisor, h, codes, len(codebook))
+    pinned = (mass <= 0) | (zero & (codebook == 0))
+    return codes, np.where(pinned, codebook, first / np.where(mass > 0, mass, 1))
 
 
 def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""Scalar clustering as the papers do it: Lloyd's algorithm from a start, and a number of codewords that is found.
+
+`KMeans` is optimal for a given number and the better choice where that is known; these are what it is compared with,
+and what finds the number itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from codeword.errors import PlanError
+from codeword.expr import Expr, Raw
+from codeword.math.bins import Bins, make_bins
+from codeword.math.density import density_kmeans, density_start
+from codeword.math.starts import Descent, linear_start, lloyd, one_each, plus_plus_start, random_start
+from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
+from codeword.methods.scalar import assigned
+
+_MOST_CODEWORDS = 1 << 16
+
+
+class Lloyd(msgspec.Struct, frozen=True, tag_field="method", tag="lloyd", forbid_unknown_fields=True):
+    """Lloyd's algorithm to at most `n_clusters` codewords (methods A1), until an iteration gains less than 1e-4.
+
+    start: "linear" from the least to the largest weight (Han et al. 2016), "random" weights, "kmeans++" (greedy),
+    "density" quantiles of the density to the power 1/3. Codewords that end without members are dropped.
+    """
+
+    n_clusters: int
+    start: Literal["linear", "random", "kmeans++", "density"] = "linear"
+    granularity: Granularity = "tensor"
+
+    def __post_init__(self) -> None:
+        _check_count("lloyd", self.n_clusters)
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """Lookup, under an Affine of row scales if the granularity is "row"."""
+        return _compress(weight, importance, self.granularity, lambda bins: self.cluster(bins, generator))
+
+    def cluster(self, bins: Bins, generator: np.random.Generator) -> Descent:
+        """The clusters of bins of scaled weights."""
+        k = self.n_clusters
+        if k >= len(bins.values):
+            return one_each(bins)
+        match self.start:
+            case "linear":
+                codebook = linear_start(bins, k)
+            case "random":
+                codebook = random_start(bins, k, generator)
+            case "kmeans++":
+                codebook = plus_plus_start(bins, k, generator)
+            case "density":
+                codebook = density_start(bins, k)
+        return lloyd(bins, codebook)
+
+
+class DensityKMeans(msgspec.Struct, frozen=True, tag_field="method", tag="density-kmeans", forbid_unknown_fields=True):
+    """k-means from the distribution of the weights (Wang, Chen & Wu 2017; methods A2), whose codewords are revised.
+
+    n_clusters: how many codewords; None finds the number for which squared error + lam * coded bits is least. lam: the
+    squared error that a bit is worth, in units of the mean square, as in `RateAware`; idle if n_clusters is given.
+    """
+
+    n_clusters: int | None = None
+    lam: float = 0.01
+    granularity: Granularity = "tensor"
+
+    def __post_init__(self) -> None:
+        if self.n_clusters is not None:
+            _check_count("density-kmeans", self.n_clusters)
+        if not (self.lam > 0 and math.isfinite(self.lam)):
+            raise PlanError(f"density-kmeans: lam must be a positive number, got {self.lam}")
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """Lookup, under an Affine of row scales if the granularity is "row"."""
+        del generator
+        return _compress(weight, importance, self.granularity, self.cluster)
+
+    def cluster(self, bins: Bins) -> Descent:
+        """The clusters of bins of scaled weights."""
+        return density_kmeans(bins, self.n_clusters, self.lam)
+
+
+def _check_count(method: str, n_clusters: int) -> None:
+    if not 1 <= n_clusters <= _MOST_CODEWORDS:
+        raise PlanError(f"{method}: n_clusters must lie in 1..{_MOST_CODEWORDS}, got {n_clusters}")
+
+
+def _compress(
+    weight: np.ndarray, importance: np.ndarray | None, granularity: Granularity, cluster: Callable[[Bins], Descent]
+) -> Expr:
+    """The expression of weight sharing for whatever clusters the bins of a weight are given."""
+    rows, h = as_rows(weight), rows_of(importance)
+    if not rows.size:
+        return Raw(weight)
+    scales = row_scales(rows) if granularity == "row" else Scales(None, 1.0)
+    divisor = scales.divisor(len(rows))
+    codes, codebook = assigned(rows, divisor, h, cluster(make_bins(rows, divisor, h)).codebook)
+    return shared(codes, codebook, scales, weight.shape)
