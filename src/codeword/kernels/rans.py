@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from codeword.errors import FormatError
+from codeword.kernels import native
 
 PRECISION = 14
 MAX_ALPHABET = 1 << 12  # leaves three quarters of the 2**14 slots to the statistics
@@ -25,6 +26,9 @@ _LOWER = 1 << 16  # states live in [2**16, 2**32)
 _FIRST_BLOCK = 32
 _LAST_BLOCK = 1 << 14
 _WEIGHT = 2  # of one occurrence against a prior count of 1: the Krichevsky-Trofimov half
+# What a symbol of frequency f costs, in whole 2**-20 bits, so that a sum of them is the same in any order.
+_BIT = 1 << 20
+_PRICE = np.rint(_BIT * (PRECISION - np.log2(np.maximum(np.arange(_SLOTS + 1), 1)))).astype(np.int64)
 
 
 def block_ends(n: int, lanes: int) -> Iterator[tuple[int, int]]:
@@ -59,16 +63,36 @@ class AdaptiveModel:
 
 def adaptive_cost(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> float:
     """Bits that `rans_encode` spends on symbols (n,), to a fraction of a percent, the states not counted."""
-    model, bits = AdaptiveModel(alphabet, limit), 0.0
-    for start, end in block_ends(len(symbols), lanes):
-        histogram = np.bincount(symbols[start:end], minlength=alphabet)
-        bits += float(histogram @ (PRECISION - np.log2(model.frequencies())))
-        model.update(symbols[start:end])
-    return bits
+    run = adaptive_cost_numpy if native.library() is None else _adaptive_cost_native
+    return run(symbols, alphabet, lanes, limit)
 
 
 def rans_encode(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Code symbols (n,), each below `alphabet`. Returns states (lanes,) uint32 and words (m,) uint16, as decoded."""
+    run = rans_encode_numpy if native.library() is None else _rans_encode_native
+    return run(symbols, alphabet, lanes, limit)
+
+
+def rans_decode(
+    states: np.ndarray, words: np.ndarray, n: int, alphabet: int, limit: int, dtype: np.dtype
+) -> np.ndarray:
+    """Inverse of `rans_encode`: (n,) symbols of `dtype`. FormatError unless the stream ends exactly where it must."""
+    run = rans_decode_numpy if native.library() is None else _rans_decode_native
+    return run(states, words, n, alphabet, limit, dtype)
+
+
+def adaptive_cost_numpy(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> float:
+    """Reference of `adaptive_cost`."""
+    model, cost = AdaptiveModel(alphabet, limit), 0
+    for start, end in block_ends(len(symbols), lanes):
+        histogram = np.bincount(symbols[start:end], minlength=alphabet)
+        cost += int(histogram @ _PRICE[model.frequencies()])
+        model.update(symbols[start:end])
+    return cost / _BIT
+
+
+def rans_encode_numpy(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reference of `rans_encode`."""
     model = AdaptiveModel(alphabet, limit)
     blocks = []
     for start, end in block_ends(len(symbols), lanes):
@@ -94,10 +118,10 @@ def rans_encode(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> t
     return states.astype(np.uint32), stream
 
 
-def rans_decode(
+def rans_decode_numpy(
     states: np.ndarray, words: np.ndarray, n: int, alphabet: int, limit: int, dtype: np.dtype
 ) -> np.ndarray:
-    """Inverse of `rans_encode`: (n,) symbols of `dtype`. FormatError unless the stream ends exactly where it must."""
+    """Reference of `rans_decode`."""
     lanes = len(states)
     model = AdaptiveModel(alphabet, limit)
     x = states.astype(np.uint64)
@@ -120,11 +144,58 @@ def rans_decode(
             if len(low):
                 fresh = words[at_word : at_word + len(low)]
                 if len(fresh) < len(low):
-                    raise FormatError(f"rans: the stream of {len(words)} words ends at symbol {at} of {n}")
+                    raise _ends_early(len(words), at, n)
                 row[low] = (row[low] << word) | fresh
                 at_word += len(low)
             x[:count] = row
         model.update(out[start:end])
     if at_word != len(words) or np.any(x != _LOWER):
-        raise FormatError(f"rans: after {n} symbols {len(words) - at_word} words are left, or states not at the start")
+        raise _ends_late(n, len(words) - at_word)
     return out
+
+
+def _adaptive_cost_native(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> float:
+    small = _small(symbols, alphabet)
+    return native.call("cw_rans_cost", small, small.itemsize, len(small), alphabet, lanes, limit, _PRICE) / _BIT
+
+
+def _rans_encode_native(symbols: np.ndarray, alphabet: int, lanes: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    small = _small(symbols, alphabet)
+    states, words = np.empty(lanes, np.uint32), np.empty(len(small), np.uint16)
+    count = native.call("cw_rans_encode", small, small.itemsize, len(small), alphabet, lanes, limit, states, words)
+    return states, words[len(words) - count :].copy()
+
+
+def _rans_decode_native(
+    states: np.ndarray, words: np.ndarray, n: int, alphabet: int, limit: int, dtype: np.dtype
+) -> np.ndarray:
+    _check_alphabet(alphabet)
+    out = np.empty(n, np.uint8 if dtype == np.uint8 and alphabet <= 256 else np.uint16)
+    now, words, left = states.astype(np.uint32), np.require(words, np.uint16, ["C", "A"]), np.empty(1, np.int64)
+    early = native.call("cw_rans_decode", now, len(now), words, len(words), out, out.itemsize, n, alphabet, limit, left)
+    if early:
+        raise _ends_early(len(words), early - 1, n)
+    if left[0] or np.any(now != _LOWER):
+        raise _ends_late(n, int(left[0]))
+    return out.astype(dtype, copy=False)
+
+
+def _small(symbols: np.ndarray, alphabet: int) -> np.ndarray:
+    """Symbols (n,) as the core takes them: 8 or 16 bits, all below alphabet."""
+    _check_alphabet(alphabet)
+    if len(symbols) and int(symbols.max()) >= alphabet:
+        raise ValueError(f"rans: symbol {int(symbols.max())} in an alphabet of {alphabet}")
+    return np.require(symbols, np.uint8 if symbols.dtype == np.uint8 else np.uint16, ["C", "A"])
+
+
+def _check_alphabet(alphabet: int) -> None:
+    if not 1 <= alphabet <= MAX_ALPHABET:
+        raise ValueError(f"rans: an alphabet of {alphabet} symbols, must be 1..{MAX_ALPHABET}")
+
+
+def _ends_early(words: int, at: int, n: int) -> FormatError:
+    return FormatError(f"rans: the stream of {words} words ends at symbol {at} of {n}")
+
+
+def _ends_late(n: int, left: int) -> FormatError:
+    return FormatError(f"rans: after {n} symbols {left} words are left, or states not at the start")
