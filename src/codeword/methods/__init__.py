@@ -8,17 +8,19 @@ from typing import TypeAlias
 
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
 from codeword.methods.scalar import Keep, KMeans, RateAware, round_mantissa
-from codeword.methods.scalar_starts import DensityKMeans, Lloyd
-from codeword.methods.vector import ProductQuantization
+from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd
+from codeword.methods.vector import KernelTemplates, ProductQuantization
 
-BuiltIn: TypeAlias = Keep | KMeans | RateAware | ProductQuantization | Lloyd | DensityKMeans
+BuiltIn: TypeAlias = Keep | KMeans | RateAware | ProductQuantization | KernelTemplates | Lloyd | DensityKMeans | Birch
 
 __all__ = [
+    "Birch",
     "BuiltIn",
     "DensityKMeans",
     "Granularity",
     "KMeans",
     "Keep",
+    "KernelTemplates",
     "Lloyd",
     "Method",
     "ProductQuantization",
