@@ -16,12 +16,15 @@ import numpy as np
 from codeword.errors import PlanError
 from codeword.expr import Expr, Raw
 from codeword.math.bins import Bins, make_bins
+from codeword.math.birch import birch, scan, sweep, threshold_of
 from codeword.math.density import density_kmeans, density_start
 from codeword.math.starts import Descent, linear_start, lloyd, one_each, plus_plus_start, random_start
 from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
 from codeword.methods.scalar import assigned
 
 _MOST_CODEWORDS = 1 << 16
+_MOST_DB = 60.0  # a histogram's bins are finer than this, and a codebook of thousands is none
+_MARGIN = 1e-6  # for codewords in float32
 
 
 class Lloyd(msgspec.Struct, frozen=True, tag_field="method", tag="lloyd", forbid_unknown_fields=True):
@@ -84,6 +87,39 @@ class DensityKMeans(msgspec.Struct, frozen=True, tag_field="method", tag="densit
     def cluster(self, bins: Bins) -> Descent:
         """The clusters of bins of scaled weights."""
         return density_kmeans(bins, self.n_clusters, self.lam)
+
+
+class Birch(msgspec.Struct, frozen=True, tag_field="method", tag="birch", forbid_unknown_fields=True):
+    """As few codewords as an error target allows, by BIRCH, k-means++ and Lloyd (Jia 2019; methods A3).
+
+    sqnr_db: what the weights' energy must be above that of their errors, each weighted by importance; 20 dB are 1 % of
+    the energy. It holds for float32 weights; those of fewer bits are then rounded to their own. scan: "bins" reads a
+    histogram by rising value, approximate and fast; "raw" every weight in its place, with the clusters that
+    scikit-learn's Birch finds at the same threshold.
+    """
+
+    sqnr_db: float
+    scan: Literal["bins", "raw"] = "bins"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sqnr_db <= _MOST_DB:
+            raise PlanError(f"birch: sqnr_db must lie above 0 and up to {_MOST_DB}, got {self.sqnr_db}")
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """Lookup of as many codewords as were found."""
+        rows, h = as_rows(weight), rows_of(importance)
+
+        def cluster(bins: Bins) -> Descent:
+            target = self.target(bins)
+            threshold = threshold_of(bins, target)
+            leaves = scan(rows, threshold, h) if self.scan == "raw" else sweep(bins, threshold)
+            return birch(bins, leaves, target, generator)
+
+        return _compress(weight, importance, "tensor", cluster)
+
+    def target(self, bins: Bins) -> float:
+        """The largest sum of squared errors that is allowed."""
+        return bins.energy * 10 ** (-self.sqnr_db / 10) * (1 - _MARGIN)
 
 
 def _check_count(method: str, n_clusters: int) -> None:
