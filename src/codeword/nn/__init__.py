@@ -3,6 +3,7 @@
 Needs torch, so `import codeword` does not import this package.
 """
 
+from codeword.nn.factored import FactoredConv2d
 from codeword.nn.modules import CodedConv, CodedEmbedding, CodedLinear, CodedModule
 from codeword.nn.state import load_into, state_dict
 from codeword.nn.swap import swap, swap_report
@@ -13,6 +14,7 @@ __all__ = [
     "CodedEmbedding",
     "CodedLinear",
     "CodedModule",
+    "FactoredConv2d",
     "TorchExpr",
     "load_into",
     "state_dict",
