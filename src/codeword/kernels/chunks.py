@@ -10,6 +10,7 @@ import numpy as np
 Where: TypeAlias = tuple[slice, slice]
 CHUNK = 1 << 20
 _WIDE = (np.float32, np.float64)
+_AS_IT_IS = (*_WIDE, np.uint8, np.uint16, np.uint32)
 
 
 def chunks(values: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[Where, np.ndarray]]:
@@ -33,15 +34,20 @@ def pieces(shape: tuple[int, ...], *, whole: bool = False) -> Iterator[Where]:
 
 
 def blocks(
-    values: np.ndarray, scale: np.ndarray | None, importance: np.ndarray | None = None
+    values: np.ndarray, scale: np.ndarray | None, *beside: np.ndarray | None
 ) -> Iterator[tuple[Where, np.ndarray, np.ndarray | None]]:
     """(where, part, divisor) for a native kernel, which divides part by the divisor (r of part,) if there is one.
 
-    Float32 in C order goes down as it is, in one piece, unless the importance beside it would have to be copied;
-    anything else chunk by chunk, as copies.
+    Float32 in C order goes down as it is, in one piece, unless what lies beside it (importance, codes: of the same
+    shape) would have to be copied; anything else chunk by chunk, as copies.
     """
+    for array in beside:
+        if array is not None and array.shape != values.shape:
+            raise ValueError(f"values {values.shape} and what lies beside them {array.shape} differ in shape")
+    if values.ndim != 2 or (scale is not None and scale.shape != values.shape[:1]):
+        raise ValueError(f"values {values.shape} must be a matrix, with a scale for each row if any")
     plain = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
-    if plain and (importance is None or (importance.dtype in _WIDE and is_plain(importance))):
+    if plain and all(array is None or (array.dtype in _AS_IT_IS and is_plain(array)) for array in beside):
         yield (slice(None), slice(None)), values, None if scale is None else np.ascontiguousarray(scale)
         return
     for where, part in chunks(values, scale):

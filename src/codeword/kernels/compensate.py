@@ -9,14 +9,19 @@ so the cost is one pass over the weights, whatever the width.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
+from codeword.kernels import native
 from codeword.kernels.assign import code_dtype
+from codeword.kernels.chunks import is_plain
 
 # Chosen on training images of MNIST and CIFAR-10 (LeNet-5, ResNet-20 and -56 at 9x to 40x; divergence of the outputs):
 # anything from (1, 0.05) to (4, 1) is within a third of the best, none at all is 3 to 7 times worse.
 NEAR = 4.0
 FAR = 0.5
+_Index = TypeVar("_Index", float, np.ndarray)
 _BLOCK = 1 << 22  # weights worked on at once
 
 
@@ -33,6 +38,19 @@ def assign_compensated(
     values (r, c), each row divided by scale (r,); importance (r, c) multiplies the squared errors; kernel: how many
     neighbouring columns are one kernel, c a multiple of it; codebook and penalty (k,), the codebook rising.
     """
+    run = assign_compensated_numpy if native.library() is None else _assign_compensated_native
+    return run(values, scale, importance, kernel, codebook, penalty)
+
+
+def assign_compensated_numpy(
+    values: np.ndarray,
+    scale: np.ndarray | None,
+    importance: np.ndarray | None,
+    kernel: int,
+    codebook: np.ndarray,
+    penalty: np.ndarray,
+) -> np.ndarray:
+    """Reference of `assign_compensated`."""
     rows, columns = values.shape
     codes = np.empty(values.shape, code_dtype(len(codebook)))
     block = max(1, _BLOCK // max(columns, 1))
@@ -52,8 +70,7 @@ def _columns(
     """Codes (c, r) of columns (c, r); root (c, r) is the square root of the importance."""
     count, rows = columns.shape
     codes = np.empty(columns.shape, code_dtype(len(codebook)))
-    words = codebook.astype(np.float32)
-    middle, slope = (words[1:] + words[:-1]) / 2, np.diff(penalty) / (2 * np.diff(codebook))
+    words, middle, slope, prices = _tables(codebook, penalty)
     in_kernel, in_row = np.zeros(rows, np.float32), np.zeros(rows, np.float32)  # errors so far, times root
     for i in range(count):
         if i % kernel == 0:
@@ -62,14 +79,14 @@ def _columns(
         shift = shift_kernel * in_kernel + shift_row * in_row
         if root is None:
             wanted = columns[i] - shift
-            thresholds = np.maximum.accumulate(middle + np.float32(gain) * slope.astype(np.float32))
+            thresholds = np.maximum.accumulate(middle + np.float32(gain) * slope)
             code = np.searchsorted(thresholds, wanted)
             error = words[code] - columns[i]
         else:
             weight = np.maximum(root[i], np.float32(1e-12))
             wanted = columns[i] - shift / weight
             distance = (weight[:, None] * (wanted[:, None] - words)) ** 2
-            code = np.argmin(distance + np.float32(gain) * penalty.astype(np.float32), axis=1)
+            code = np.argmin(distance + np.float32(gain) * prices, axis=1)
             error = weight * (words[code] - columns[i])
         codes[i] = code
         in_kernel += error
@@ -77,7 +94,50 @@ def _columns(
     return codes
 
 
-def _step(i: int, count: int, kernel: int) -> tuple[float, float, float]:
+def _tables(codebook: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Words (k,), middle (k-1,), slope (k-1,), prices (k,) float32; thresholds: middle + gain * slope, made to rise."""
+    words = codebook.astype(np.float32)
+    slope = np.diff(penalty) / (2 * np.diff(codebook))
+    return words, (words[1:] + words[:-1]) / 2, slope.astype(np.float32), penalty.astype(np.float32)
+
+
+def _assign_compensated_native(
+    values: np.ndarray,
+    scale: np.ndarray | None,
+    importance: np.ndarray | None,
+    kernel: int,
+    codebook: np.ndarray,
+    penalty: np.ndarray,
+) -> np.ndarray:
+    rows, columns = values.shape
+    if codebook.shape != penalty.shape or (importance is not None and importance.shape != values.shape):
+        raise ValueError(f"shapes: {codebook.shape} codewords, {penalty.shape} prices, {values.shape} values")
+    codes = np.empty(values.shape, code_dtype(len(codebook)))
+    tables = [np.ascontiguousarray(table) for table in _tables(codebook, penalty)]
+    steps = np.stack(_step(np.arange(columns), columns, kernel), axis=1).astype(np.float32)
+    whole = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
+    block = max(1, rows if whole else _BLOCK // max(columns, 1))
+    for at in range(0, rows, block):
+        here = slice(at, at + block)
+        part, divisor = values[here], None if scale is None else np.ascontiguousarray(scale[here])
+        if divisor is not None and divisor.shape != part.shape[:1]:
+            raise ValueError(f"a scale of {len(divisor)} for {len(part)} rows")
+        if not whole:
+            part = np.array(part, np.float32, order="C")
+            if divisor is not None:
+                part /= divisor[:, None]
+                divisor = None
+        h = None if importance is None else np.require(importance[here], np.float32, ["C", "A"])
+        out = codes[here]
+        native.call(
+            "cw_assign_compensated",
+            *(part, *part.shape, divisor, h, kernel, steps, *tables, len(codebook)),
+            *(native.threads(), out, out.itemsize),
+        )
+    return codes
+
+
+def _step(i: _Index, count: int, kernel: int) -> tuple[_Index, _Index, _Index]:
     """(a, b, gain) of column i: its weight should move by -(a * errors of its kernel + b * errors of its row), and an
     error there, once all later weights have made up for it, costs error**2 / gain.
 
