@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from codeword.kernels import native
+
 
 def interval_cost(prefix: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Squared error of bins [i, j) about their mean; prefix (3, m+1) holds S0, S1, S2. Broadcasts i against j."""
@@ -22,7 +24,22 @@ def interval_cost(prefix: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarra
 
 
 def next_layer(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(D_k, best i) for all j from D_{k-1} = before (m+1,). All midpoints of one depth are solved in one pass."""
+    """(D_k, best i) for all j from D_{k-1} = before (m+1,); prefix (3, m+1)."""
+    run = next_layer_numpy if native.library() is None else _next_layer_native
+    return run(before, prefix)
+
+
+def best_path(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    """Cheapest boundaries, one from each row of candidates (k-1, w), which rise within a row. Returns (k-1,) positions.
+
+    A dynamic program over w**2 pairs a boundary; positions may repeat, which leaves a cluster empty.
+    """
+    run = best_path_numpy if native.library() is None else _best_path_native
+    return run(candidates, prefix)
+
+
+def next_layer_numpy(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reference of `next_layer`: all midpoints of one depth are solved in one pass."""
     m = len(before) - 1
     best = np.full(m + 1, np.inf)
     arg = np.zeros(m + 1, np.int64)
@@ -49,11 +66,8 @@ def next_layer(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.n
     return best, arg
 
 
-def best_path(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
-    """Cheapest boundaries, one from each row of candidates (k-1, w), which rise within a row. Returns (k-1,) positions.
-
-    A dynamic program over w**2 pairs a boundary; positions may repeat, which leaves a cluster empty.
-    """
+def best_path_numpy(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    """Reference of `best_path`."""
     m = prefix.shape[1] - 1
     total = interval_cost(prefix, np.zeros(1, np.int64), candidates[0])
     back = np.zeros(candidates.shape, np.int64)
@@ -69,3 +83,27 @@ def best_path(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
         chosen[row] = candidates[row][pick]
         pick = back[row][pick]
     return chosen
+
+
+def _next_layer_native(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    before, sums = np.require(before, np.float64, ["C", "A"]), _sums(prefix)
+    if before.shape != sums.shape[1:]:
+        raise ValueError(f"a layer of {before.shape} beside sums of {sums.shape}")
+    best, arg = np.empty(len(before)), np.empty(len(before), np.int64)
+    native.call("cw_next_layer", before, sums, len(before), best, arg)
+    return best, arg
+
+
+def _best_path_native(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    candidates, sums = np.require(candidates, np.int64, ["C", "A"]), _sums(prefix)
+    if candidates.min() < 0 or candidates.max() >= sums.shape[1]:
+        raise ValueError(f"candidates must lie in 0..{sums.shape[1] - 1}")
+    chosen = np.empty(len(candidates), np.int64)
+    native.call("cw_best_path", candidates, *candidates.shape, sums, sums.shape[1], chosen)
+    return chosen
+
+
+def _sums(prefix: np.ndarray) -> np.ndarray:
+    if prefix.ndim != 2 or len(prefix) != 3 or not prefix.size:
+        raise ValueError(f"prefix sums must be (3, m+1), got {prefix.shape}")
+    return np.require(prefix, np.float64, ["C", "A"])
