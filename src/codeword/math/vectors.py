@@ -103,8 +103,11 @@ def nearest(features: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.nda
     codes = np.empty(n, np.min_scalar_type(k - 1))
     costs = np.empty(n, np.float32)
     step = max(1, _BLOCK // table.size)
+    table = np.ascontiguousarray(table)
+    room = np.empty((min(step, n), k), np.float32)
     for at in range(0, n, step):
-        block = features[at : at + step] @ table
+        some = features[at : at + step]
+        block = np.matmul(some, table, out=room[: len(some)])
         best = block.argmin(axis=1)
         codes[at : at + step] = best
         costs[at : at + step] = block[np.arange(len(best)), best]
@@ -118,11 +121,12 @@ def _problem(vectors: np.ndarray, importance: np.ndarray | None) -> _Problem:
         weight = float(np.mean(importance, dtype=np.float64))
         h = (importance / weight).astype(np.float32)
     centre = np.asarray(np.mean(vectors, axis=0, dtype=np.float64))
-    moved = vectors - centre
-    top = float(np.abs(moved).max())
-    spread = top * float(np.sqrt(np.mean(np.square(moved / top)))) if top > 0 else 0.0
-    scale = max(spread, 2.0**-40 * float(np.abs(centre).max())) or 1.0  # codewords may be rounded off a tight cluster
-    x = (moved / scale).astype(np.float32)
+    x = vectors - centre
+    top = float(max(x.max(), -x.min())) or 1.0
+    x /= top
+    # Codewords may be rounded off a tight cluster: its scale is not all that counts.
+    spread = max(float(np.sqrt(np.vdot(x, x) / x.size)), 2.0**-40 * float(np.abs(centre).max()) / top) or 1.0
+    x, scale = (x / spread).astype(np.float32), top * spread
     if h is None:
         features = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
         energy = np.einsum("nd,nd->n", x, x)

@@ -91,9 +91,10 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
         vectors = values.reshape(rows // (self.group_size or rows), -1, self.cluster_dim)
         weights = None if h is None else h.reshape(vectors.shape)
         terms: list[Expr] = []
-        for _ in range(1 + self.residual_stages):
+        for stage in range(1 + self.residual_stages):
+            if stage:
+                vectors = vectors - decode(terms[-1]).reshape(vectors.shape).astype(np.float64)
             terms.append(self._stage(vectors, weights, (rows, columns // self.cluster_dim), generator))
-            vectors = vectors - decode(terms[-1]).reshape(vectors.shape).astype(np.float64)
         return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
     def _stage(
