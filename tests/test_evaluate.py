@@ -7,10 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from codeword import zoo  # noqa: E402  torch may be absent
+import codeword  # noqa: E402  torch may be absent
+from codeword import zoo  # noqa: E402
 from codeword.data import Dataset  # noqa: E402
 from codeword.errors import DataError, MissingDependencyError, SourceError  # noqa: E402
-from codeword.evaluate import agreement, evaluate, load_factory  # noqa: E402
+from codeword.evaluate import compare, evaluate, load_factory  # noqa: E402
 
 
 class Same(torch.nn.Module):
@@ -104,6 +105,10 @@ def test_wrong_input_shape_names_both():
         evaluate(zoo.lenet5(), data)
     assert str(error.value).startswith("small: LeNet5 (")
     assert "does not take a batch (2, 1, 32, 32)" in str(error.value)
+    # Of a net that runs from codes too, where the first parameter is the codebook's.
+    coded = codeword.swap(zoo.lenet5(), codeword.compress(zoo.lenet5(), "20x"))
+    with pytest.raises(DataError, match=r"its first weight is conv1\.weight \(20, 1, 5, 5\)"):
+        evaluate(coded, data)
     with pytest.raises(DataError, match=r"takes images \(n, 3, h, w\), got \(2, 1, 32, 32\)"):
         evaluate(zoo.resnet20(), data)
 
@@ -144,13 +149,19 @@ def test_data_that_may_not_be_written_to():
 
 
 def test_agreement_by_hand():
+    calls = []
+
     class Reverse(torch.nn.Module):
         def forward(self, x):
+            calls.append(len(x))
             return x.flip(1)
 
     data = dataset([[3, 1, 2], [1, 3, 2], [1, 2, 3], [0, 5, 0]], [0, 0, 0, 0])
-    assert agreement(Same(), Same(), data) == 100
-    assert agreement(Same(), Reverse(), data, batch_size=3) == 50
+    assert compare(Same(), Same(), data)[2] == 100
+    same, reverse, agreement = compare(Same(), Reverse(), data, batch_size=3)
+    assert agreement == 50
+    assert calls == [3, 1], "each net runs once"
+    assert (same.top1, reverse.top1) == (evaluate(Same(), data).top1, evaluate(Reverse(), data).top1)
 
 
 # Factories

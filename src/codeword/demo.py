@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from codeword import api
+from codeword.data import load_data
 from codeword.errors import MissingDependencyError
+from codeword.evaluate import compare as run_both
 from codeword.execute import Progress
 from codeword.report import Accuracy, make_folder, write_report
 from codeword.sources import open_source
@@ -88,11 +90,8 @@ def run_demo(
 
 def compare(original: Any, compressed: Any, data: Any, **options: Any) -> Accuracy:  # noqa: ANN401 - torch modules
     """Both nets on the same examples. data: a spec or a Dataset; options: those of `evaluate`."""
-    from codeword.data import load_data
-    from codeword.evaluate import agreement
-
     dataset = load_data(data) if isinstance(data, str) else data
-    before, after = (api.evaluate(net, dataset, **options) for net in (original, compressed))
+    before, after, same = run_both(original, compressed, dataset, **options)
     return Accuracy(
         data=dataset.name,
         n=after.n,
@@ -102,7 +101,7 @@ def compare(original: Any, compressed: Any, data: Any, **options: Any) -> Accura
         original_top5=before.top5,
         top5=after.top5,
         drop_top5=None if before.top5 is None or after.top5 is None else _points(before.top5, after.top5),
-        agreement=agreement(original, compressed, dataset, **options),
+        agreement=same,
     )
 
 

@@ -51,15 +51,10 @@ def evaluate(
     Raises DataError if the set is empty, the model does not take its shape, a label is no class of the model, or a
     logit is NaN; MissingDependencyError without torch.
     """
-    start = time.perf_counter()
-    top, classes = _top5(model, dataset, batch_size, mean, std, check_labels=True)
-    hits = top == dataset.y[:, None]
-    n = len(dataset)
-    top5 = 100 * int(hits.sum()) / n if classes > 5 else None
-    return Score(100 * int(hits[:, 0].sum()) / n, top5, n, time.perf_counter() - start)
+    return _score(model, dataset, batch_size, mean, std)[0]
 
 
-def agreement(
+def compare(
     model_a: nn.Module,
     model_b: nn.Module,
     dataset: Dataset,
@@ -67,13 +62,30 @@ def agreement(
     batch_size: int = 500,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> float:
-    """Percent of the examples on which two models have the same top-1 class; the labels play no part.
+) -> tuple[Score, Score, float]:
+    """The scores of two models, and the percent of examples on which they have the same top-1 class.
 
-    Options and errors as for `evaluate`.
+    Each model runs once. Options and errors as for `evaluate`.
     """
-    top_a, top_b = (_top5(model, dataset, batch_size, mean, std)[0][:, 0] for model in (model_a, model_b))
-    return 100 * int((top_a == top_b).sum()) / len(dataset)
+    score_a, first_a = _score(model_a, dataset, batch_size, mean, std)
+    score_b, first_b = _score(model_b, dataset, batch_size, mean, std)
+    return score_a, score_b, 100 * int((first_a == first_b).sum()) / len(dataset)
+
+
+def _score(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Score, np.ndarray]:
+    """The score and the top-1 class of every example (n,)."""
+    start = time.perf_counter()
+    top, classes = _top5(model, dataset, batch_size, mean, std)
+    hits = top == dataset.y[:, None]
+    n = len(dataset)
+    top5 = 100 * int(hits.sum()) / n if classes > 5 else None
+    return Score(100 * int(hits[:, 0].sum()) / n, top5, n, time.perf_counter() - start), top[:, 0]
 
 
 def load_factory(name: str) -> Callable[..., Any]:
@@ -131,12 +143,10 @@ def _top5(
     batch_size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    *,
-    check_labels: bool = False,
 ) -> tuple[np.ndarray, int]:
     """The five best classes of every example, best first, equal logits by class number: (n, at most 5); and classes.
 
-    Raises what `evaluate` raises; about labels only if `check_labels`, and then after the first batch.
+    Raises what `evaluate` raises; about labels after the first batch.
     """
     try:
         import torch
@@ -174,7 +184,7 @@ def _top5(
                     f"{dataset.name}: {type(model).__name__} gives NaN logits for {int(bad.sum())} of the examples "
                     f"{first} to {first + len(x) - 1}, first for {example}; check the weights, mean and std"
                 )
-            if check_labels and not first:
+            if not first:
                 _check_labels(dataset, logits.shape[1])
             classes = logits.shape[1]
             best.append(logits.argsort(dim=1, descending=True, stable=True)[:, :5].cpu().numpy())
@@ -205,7 +215,9 @@ def _per_channel(name: str, values: Sequence[float] | None, dataset: Dataset) ->
 
 def _refusal(model: nn.Module, dataset: Dataset, shape: tuple[int, ...], error: Exception) -> str:
     """The message for a model that raises on a batch: what it was given, what it starts with, what it said."""
-    start = next(((name, tuple(value.shape)) for name, value in model.named_parameters()), None)
+    # By modules and not by parameters: those of a layer that runs from codes are no weights.
+    weights = ((name, getattr(module, "weight", None)) for name, module in model.named_modules())
+    start = next(((f"{name}.weight", tuple(w.shape)) for name, w in weights if w is not None), None)
     begins = f" (its first weight is {start[0]} {start[1]})" if start else ""
     said = str(error).strip().splitlines() or [type(error).__name__]
     return f"{dataset.name}: {type(model).__name__}{begins} does not take a batch {shape}: {said[0]}"
