@@ -222,7 +222,12 @@ RULE = {"tensors": "*", "method": "rate-aware", "lam": 0.1}
         ({"rule": [RULE | {"method": 3}]}, "p: rule[0].method: 3 is no method"),
         ({"rule": [{"tensors": "*"}]}, "p: rule[0].method: None is no method"),
         ({"rule": [RULE | {"n_clusters": 4}]}, "p: rule[0].n_clusters: unknown field"),
-        ({"rule": [RULE | {"granularity": "rows"}]}, "p: rule[0].granularity: Invalid enum value 'rows'"),
+        (
+            {"rule": [RULE | {"granularity": "rows"}]},
+            "p: rule[0].granularity: Invalid enum value 'rows'; did you mean 'row'?",
+        ),
+        ({"rule": [RULE | {"codebook": "zzz"}]}, "p: rule[0].codebook: Invalid enum value 'zzz'; valid are grid, free"),
+        ({"rule": [{"tensors": "*", "method": ["keep"]}]}, "p: rule[0].method: ['keep'] is no method"),
         ({"rule": [RULE | {"lam": "a"}]}, "p: rule[0].lam: Expected `float`, got `str`"),
         ({"rule": [RULE | {"lam": True}]}, "p: rule[0].lam: Expected `float`, got `bool`"),
         ({"rule": [RULE | {"lam": -1.0}]}, "p: rule[0]: rate-aware: lam must be a positive number, got -1.0"),
@@ -256,6 +261,13 @@ def test_mistakes_in_a_file_name_the_file(tmp_path):
     with pytest.raises(PlanError) as caught:
         codeword.compress(NET, plan=path)
     assert str(caught.value) == f"{path}: rule[0].n_cluster: unknown field; did you mean 'n_clusters'?"
+
+
+def test_a_name_with_brackets_is_told_as_the_glob_it_needs():
+    infos = open_source({"[x]": NET["fc.weight"]}).infos
+    with pytest.raises(PlanError, match=r"nearest name is '\[x\]', as a glob '\[\[\]x\]'"):
+        select(infos, ["[x]"], [])
+    assert select(infos, ["[[]x]"], []) == {"[x]"}
 
 
 def test_files_that_are_no_plans(tmp_path):

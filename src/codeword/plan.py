@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import tomli_w
@@ -101,7 +101,7 @@ class Plan:
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise PlanError(f"{where}: cannot be read: {error.strerror}") from None
+            raise PlanError(f"{where}: cannot be read: {error.strerror}; check the path and its permissions") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"{where}: not TOML: {error}") from None
         return cls.from_dict(content, where)
@@ -162,7 +162,9 @@ def unmatched(pattern: str, infos: Iterable[TensorInfo]) -> str:
     """What to say of a glob that matches no tensor."""
     names = [info.name for info in infos]
     near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3) or names[:1]
-    return f"{pattern!r} matches none of {len(names)} tensors (the nearest name is {near[0]!r})"
+    escaped = glob.escape(near[0])
+    special = "" if escaped == near[0] else f", as a glob {escaped!r}"
+    return f"{pattern!r} matches none of {len(names)} tensors (the nearest name is {near[0]!r}{special})"
 
 
 def _rule(content: object, where: str) -> Rule:
@@ -172,7 +174,7 @@ def _rule(content: object, where: str) -> Rule:
     tensors, name = fields.pop("tensors", None), fields.get("method")
     if not isinstance(tensors, str) or not tensors:
         raise PlanError(f'{where}.tensors: must be a glob such as "layer1.*", got {tensors!r}')
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise PlanError(f"{where}.method: {name!r} is no method{_nearest(str(name), METHODS)}")
     method = METHODS[name]
     _check_names(fields, ("method", *method.__struct_fields__), where)
@@ -180,7 +182,11 @@ def _rule(content: object, where: str) -> Rule:
         return Rule(tensors, msgspec.convert(fields, method))
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
-        raise PlanError(f"{where}{path.rstrip('`')}: {text}") from None
+        path = path.rstrip("`")
+        # Where words are to choose from, msgspec says which is wrong and not which are right.
+        choices = [word for word in get_args(get_type_hints(method).get(path[1:])) if isinstance(word, str)]
+        hint = _nearest(str(fields.get(path[1:])), choices) if choices else ""
+        raise PlanError(f"{where}{path}: {text}{hint}") from None
     except PlanError as error:
         raise PlanError(f"{where}: {error}") from None
 
