@@ -133,7 +133,7 @@ def test_a_target_that_is_too_small_gives_the_smallest_file():
 @pytest.mark.parametrize("target", ["0.5x", "100MB", "64bpw"])
 def test_a_target_above_the_lossless_size_gives_a_copy_bit_for_bit(target):
     net = normed()
-    with pytest.warns(TargetMissed, match="the nearest file below it has"):
+    with pytest.warns(TargetMissed, match="the lossless file has"):
         assert same_bits(codeword.compress(net, target), net)
 
 

@@ -136,13 +136,33 @@ def test_nan_bits_survive_where_tensors_are_kept():
     assert bits(run(open_source({"w": w}), {"w": Keep()}).decode("w")) == bits(w)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "float8_e4m3"])
+def test_values_beside_the_largest_of_their_dtype_stay_finite(dtype):
+    """An attention mask of 0 and the lowest value there is: no codeword may round it to -inf."""
+    low = max(float(ml_dtypes.finfo(DTYPES[dtype]).min), float(np.finfo(np.float32).min))
+    net = {"mask": np.triu(np.full((48, 48), low), 1).astype(DTYPES[dtype]), "w": NET["b.weight"]}
+    for lam in (1e-4, 0.01, 0.3, 3.0):
+        methods = {"mask": RateAware(lam, granularity="tensor"), "w": RateAware(lam)}
+        artifact = run(open_source(net), methods)
+        assert np.isfinite(artifact.decode("mask").astype(np.float64)).all()
+        assert codeword.verify(artifact, net) == []
+
+
+def test_what_cannot_be_approximated_is_said():
+    mask = np.triu(np.full((48, 48), np.finfo(np.float32).min, np.float32), 1)
+    plan = Plan((Rule("*", RateAware(0.03, granularity="tensor")),))
+    made = codeword.fit({"mask": mask, "w": NET["b.weight"]}, plan=plan)
+    assert made.kept == {"mask": "too near the largest value of its dtype to be approximated"}
+    np.testing.assert_array_equal(made.artifact.decode("mask"), mask)
+
+
 def test_nonfinite_at_the_dial():
     net = NET | {"d.weight": np.full((30, 30), np.inf, np.float16)}
     with pytest.raises(NonFiniteError, match=r"tensor 'd.weight' holds inf at \[0, 0\]"):
         codeword.compress(net, "4x")
     made = codeword.fit(net, "4x", keep_nonfinite=True)
     assert made.missed is None
-    assert made.kept["d.weight"] == "holds NaN or infinity"
+    assert made.kept["d.weight"].startswith("holds NaN or infinity")
     assert bits(made.artifact.decode("d.weight")) == bits(net["d.weight"])
     excluded = codeword.compress(net, "4x", exclude=["d.weight"])  # what is kept anyway need not be finite
     assert bits(excluded.decode("d.weight")) == bits(net["d.weight"])

@@ -161,6 +161,16 @@ def test_markdown_survives_names_that_mean_something_to_it(tmp_path):
     assert row.replace("\\|", "").count("|") == 9
 
 
+def test_a_file_that_decodes_to_infinity_is_measured_all_the_same():
+    """Errors beyond float64: no number of dB, and `verify` says what is wrong."""
+    weight = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    broken = np.where(weight < 0, np.float32(-np.inf), weight)
+    artifact = codeword.compress({"w": broken}, plan=codeword.Plan((codeword.Rule("*", codeword.Keep()),)))
+    (tensor,) = codeword.inspect(artifact, {"w": weight}).tensors
+    assert (tensor.sqnr_db, tensor.exact) == (None, False)
+    assert [found.tensor for found in codeword.verify(artifact, {"w": weight})] == ["w"]
+
+
 def test_codewords_by_hand():
     codes = np.array([[[0, 1, 1, 3]]], np.uint8)
     whole = np.array([-1, 0, 1, 2], np.int8).reshape(1, 4, 1)

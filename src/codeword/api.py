@@ -24,7 +24,7 @@ from codeword.errors import PlanError
 from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score
 from codeword.execute import Progress, run
-from codeword.expr import FLOATS
+from codeword.expr import FLOATS, Raw
 from codeword.methods import Keep, Method
 from codeword.plan import Plan, select
 from codeword.safetensors_file import write_safetensors
@@ -100,7 +100,9 @@ def fit(
         if include or exclude:
             plan = Plan.of(methods, source.infos, seed, plan.target)
         artifact = execute(methods)
-        return Compressed(artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite), None, None)
+        return Compressed(
+            artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite, "chosen by the plan"), None, None
+        )
 
     wanted = Target.parse(DEFAULT_TARGET if target is None else target)
     own = [info for info in source.infos if info.tied_to is None]
@@ -108,8 +110,9 @@ def fit(
     curves = allocate.curves(source, lossy, importance=weights, keep_nonfinite=keep_nonfinite, progress=progress)
     found = allocate.fit(curves, budget, execute)
     made = Plan.of(found.methods, source.infos, seed, wanted.text)
-    missed = None if found.reached else _missed(wanted, budget, found.artifact)
-    kept = _kept(source, found.methods, lossy, found.artifact, keep_nonfinite)
+    lossless = all(method == Keep() for method in found.methods.values())
+    missed = None if found.reached else _missed(wanted, budget, found.artifact, lossless)
+    kept = _kept(source, found.methods, lossy, found.artifact, keep_nonfinite, "not worth an error at this target")
     return Compressed(found.artifact, made, kept, budget, missed)
 
 
@@ -220,26 +223,39 @@ def _opened(file: Artifact | Path) -> Artifact:
     return file if isinstance(file, Artifact) else Artifact.open(file)
 
 
-def _missed(target: Target, budget: int, artifact: Artifact) -> str:
-    off = f", {artifact.nbytes / budget - 1:+.1%}" if budget else ""
-    word = "smallest file there is" if artifact.nbytes > budget else "nearest file below it"
+def _missed(target: Target, budget: int, artifact: Artifact, lossless: bool) -> str:
+    off = f", {artifact.nbytes / budget - 1:+.1%}"
+    if artifact.nbytes > budget:
+        word = "smallest file there is"
+    else:
+        word = "lossless file" if lossless else "nearest file below it"
     return (
         f"target {target.text} is {budget} bytes; the {word} has {artifact.nbytes} bytes ({artifact.ratio:.2f}x{off})"
     )
 
 
 def _kept(
-    source: Source, methods: Mapping[str, Method], lossy: set[str], artifact: Artifact, keep_nonfinite: bool
+    source: Source,
+    methods: Mapping[str, Method],
+    lossy: set[str],
+    artifact: Artifact,
+    keep_nonfinite: bool,
+    chosen: str,
 ) -> dict[str, str]:
-    """Why each tensor that is stored losslessly is."""
+    """Why each tensor that is stored losslessly is; `chosen` says who decided where there was a choice."""
     reasons: dict[str, str] = {}
     for info in source.infos:
         if info.tied_to is not None:
             continue
         if keep_nonfinite and info.name in lossy and info.dtype in FLOATS and not _finite(artifact.decode(info.name)):
-            reasons[info.name] = "holds NaN or infinity"
+            reasons[info.name] = "holds NaN or infinity, or values that float32 cannot hold"
             continue
         if methods[info.name] != Keep():
+            raw = isinstance(artifact.entries[info.name].skeleton, Raw)
+            if raw and not isinstance(methods[info.name], Keep) and info.dtype in FLOATS:
+                reasons[info.name] = (
+                    "too near the largest value of its dtype to be approximated" if info.size else "empty"
+                )
             continue
         if info.name not in lossy:
             reasons[info.name] = "left out by include or exclude"
@@ -248,7 +264,7 @@ def _kept(
         elif not info.size:
             reasons[info.name] = "empty"
         else:
-            reasons[info.name] = "chosen by the plan"
+            reasons[info.name] = chosen
     return reasons
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeAlias
 
+import ml_dtypes
 import numpy as np
 
 from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
 from codeword.errors import NonFiniteError, PlanError
-from codeword.expr import FLOATS, shape
+from codeword.expr import FLOATS, Expr, decode, dtype_name, shape
 from codeword.methods import Keep, Method
 from codeword.sources import Source, TensorInfo
 
@@ -64,9 +65,10 @@ def load_checked(source: Source, info: TensorInfo, *, keep_nonfinite: bool) -> t
         return weight, True
     bad = _first_nonfinite(weight)
     if bad is not None and not keep_nonfinite:
-        place = np.unravel_index(bad, weight.shape)
+        place, value = np.unravel_index(bad, weight.shape), weight.reshape(-1)[bad]
+        beyond = ", which float32, where clustering works, cannot hold" if np.isfinite(value) else ""
         raise NonFiniteError(
-            f"{source.location}: tensor {info.name!r} holds {weight.reshape(-1)[bad]} at {[int(i) for i in place]}; "
+            f"{source.location}: tensor {info.name!r} holds {value} at {[int(i) for i in place]}{beyond}; "
             "repair it, or keep such tensors losslessly with keep_nonfinite=True (--keep-nonfinite)"
         )
     return weight, bad is None
@@ -81,13 +83,16 @@ def tensor_seed(seed: int, name: str) -> np.random.Generator:
 def compress_tensor(
     source: Source, info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
 ) -> CodedTensor:
-    """Load, compress and code one tensor."""
+    """Load, compress and code one tensor; losslessly if its codewords would lie beyond what its dtype can hold."""
     if isinstance(method, Keep) and method.mantissa_bits is None:
         weight, finite = source.load(info.name), True
     else:
         weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
     chosen = method if finite else Keep()
-    expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+    with np.errstate(over="ignore"):  # what overflows is found below
+        expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+    if finite and not _stays_finite(weight, expr):
+        expr = Keep().compress(weight, None, generator=tensor_seed(seed, info.name))
     del weight
     if shape(expr) != info.shape:
         raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
@@ -135,6 +140,20 @@ def _in_worker(
     if _source is None:
         raise PlanError("a worker was given a tensor before its source")
     return compress_tensor(_source, info, method, seed, importance, keep_nonfinite)
+
+
+def _stays_finite(weight: np.ndarray, expr: Expr) -> bool:
+    """Whether finite values stay finite: a codeword beside the largest value of a dtype may round to infinity.
+
+    So a mask of 0 and the lowest float32 would become one of 0 and -inf, and a softmax over it NaN.
+    """
+    if dtype_name(weight.dtype) not in FLOATS or not weight.size:
+        return True
+    limit = min(float(ml_dtypes.finfo(weight.dtype).max), float(np.finfo(np.float32).max))
+    if max(float(weight.max()), -float(weight.min())) < limit / 4:
+        return True  # no need to decode
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _first_nonfinite(decode(expr).astype(weight.dtype, copy=False)) is None
 
 
 def _first_nonfinite(weight: np.ndarray) -> int | None:

@@ -142,7 +142,10 @@ def _original(original: Source, name: str, dims: tuple[int, ...]) -> np.ndarray:
     info = next((info for info in original.infos if info.name == name), None)
     if info is None or info.shape != dims:
         found = "no such tensor" if info is None else f"shape {info.shape}"
-        raise MismatchError(f"tensor {name!r} has shape {dims} in the file, {original.location} has {found}")
+        raise MismatchError(
+            f"tensor {name!r} has shape {dims} in the file, {original.location} has {found}; "
+            "compare with the checkpoint the file was made from"
+        )
     return original.load(name)
 
 
@@ -155,10 +158,11 @@ def _compare(dense: np.ndarray, original: np.ndarray) -> tuple[float | None, boo
         b = dense.reshape(-1)[at : at + (1 << 20)].astype(np.float64)
         signal += float(a @ a)
         noise += float((a - b) @ (a - b))
-    if not noise > 0:
+    if not 0 < noise < math.inf:  # a file may decode to infinity or NaN where the original does not: `verify` tells
         return None, False
     return (10 * math.log10(signal / noise) if signal > 0 else None), False
 
 
 def _nonfinite(values: np.ndarray) -> int:
-    return int(np.count_nonzero(~np.isfinite(values.reshape(-1).astype(np.float32))))
+    with np.errstate(over="ignore"):
+        return int(np.count_nonzero(~np.isfinite(values.reshape(-1).astype(np.float32))))
