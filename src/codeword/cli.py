@@ -15,7 +15,8 @@ from codeword import __version__, api, console, report, show
 from codeword.artifact import Artifact
 from codeword.console import reported
 from codeword.data import load_data
-from codeword.sources import open_source
+from codeword.errors import WriteError
+from codeword.sources import files_of, open_source
 
 EXIT_CODES = {
     0: "all went well",
@@ -125,8 +126,10 @@ def compress(
             raise typer.BadParameter("--limit is about --data, which is not given")
         start = time.perf_counter()
         original = open_source(source)
-        for path in (out, save_plan):
-            console.check_writable(path, source, plan)
+        console.check_writable(out, *files_of(original), plan)
+        console.check_writable(save_plan, *files_of(original), plan)
+        if save_plan is not None and save_plan.resolve() == out.resolve():
+            raise WriteError(f"cannot write both the file and its plan to {out}; name another --save-plan")
         if report_to is not None:
             report.make_folder(report_to)
             report.need_pictures()

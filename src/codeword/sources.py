@@ -114,6 +114,11 @@ def open_source(what: Any) -> Source:  # noqa: ANN401
     raise SourceError(f"cannot read tensors from a {type(what).__name__}; give a path, a torch.nn.Module or a mapping")
 
 
+def files_of(source: Source) -> tuple[Path, ...]:
+    """The files that a source reads from, none if its tensors are in memory: what no output may replace."""
+    return source.files if isinstance(source, (_Safetensors, _Checkpoint)) else ()
+
+
 def _open_path(path: Path) -> Source:
     if not path.exists():
         raise SourceError(f"{path} does not exist; check the path")
@@ -162,6 +167,7 @@ class _Safetensors:
         for name, shard in shard_of.items():
             if name not in self._places or self._places[name][0].name != shard:
                 raise SourceError(f"{path}: tensor {name!r} is not in shard {shard}; fetch or save the shards again")
+        self.files = tuple(sorted({path, *(file for file, _ in self._places.values())}))
         described = {name: (entry.shape, entry.dtype) for name, (_, entry) in self._places.items()}
         self.infos = _infos(self.location, described, {}, {})
 
@@ -228,6 +234,7 @@ class _Checkpoint(_Memory):
                 f"{path}: no state dict found, only a {type(content).__name__}{keys}; weights are looked for at "
                 f"the top and under {', '.join(_NESTED)}. Save them alone: torch.save(model.state_dict(), PATH)"
             )
+        self.files = (path,)
         super().__init__(str(path), _unwrapped(found))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -255,7 +262,8 @@ def _torch_load(path: Path, *, mmap: bool) -> object:
                 f"{path} is a pickle that calls {refused[1]}, which could run any code; refused, nothing was run. "
                 "Where you trust it, save the weights alone: torch.save(model.state_dict(), PATH)"
             ) from error
-        reason = next(iter(str(error).splitlines()), "")[:150]
+        said = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        reason = (said[1] if said else next(iter(str(error).splitlines()), ""))[:150]
         raise SourceError(
             f"{path} is damaged or not a torch checkpoint ({type(error).__name__}: {reason}); "
             f"fetch or save it again. {_READS}"

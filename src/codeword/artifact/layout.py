@@ -165,7 +165,7 @@ def header_nbytes(prefix: bytes, where: str) -> int:
     if not prefix:
         raise FormatError(f"{where}: the file is empty")
     if prefix[: len(MAGIC)] != MAGIC[: len(prefix)]:
-        raise FormatError(f"{where}: not a .cw file (it begins with {prefix[:8]!r})")
+        raise FormatError(f"{where}: not a .cw file (it begins with {prefix[:8]!r}); `codeword compress` makes one")
     if len(prefix) < PREFIX_NBYTES:
         raise FormatError(f"{where}: truncated: {len(prefix)} bytes, a .cw file begins with {PREFIX_NBYTES}")
     version, length = _FIXED.unpack_from(prefix, len(MAGIC))

@@ -67,7 +67,9 @@ class Artifact(Mapping[str, Expr]):
         try:
             file = Path(path).open("rb")  # noqa: SIM115 - the artifact owns it until `close`
         except OSError as error:
-            raise FormatError(f"{where}: cannot be read: {error.strerror}") from None
+            raise FormatError(
+                f"{where}: cannot be read: {error.strerror}; check the path and its permissions"
+            ) from None
         try:
             prefix = file.read(PREFIX_NBYTES)
             length = header_nbytes(prefix, where)

@@ -118,7 +118,8 @@ def _check_materialized(names: dict[int, list[str]], tensors: dict[int, Tensor])
 def _raise_mismatch(model: nn.Module, missing: list[str], unknown: list[str], differing: list[str]) -> None:
     """Raises MismatchError if any of the three lists of tensors has an item."""
     parts = [
-        f"{what} ({len(found)}): {', '.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''}"
+        f"{what} ({len(found)}): {', '.join(found[:_SHOWN])}"
+        + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
         for what, found in (
             ("missing in the file", missing),
             ("not in the model", unknown),
