@@ -8,10 +8,12 @@ from typing import TypeAlias
 
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
 from codeword.methods.scalar import Keep, KMeans, RateAware, round_mantissa
-from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd
+from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd, RowScaled
 from codeword.methods.vector import KernelTemplates, ProductQuantization
 
-BuiltIn: TypeAlias = Keep | KMeans | RateAware | ProductQuantization | KernelTemplates | Lloyd | DensityKMeans | Birch
+BuiltIn: TypeAlias = (
+    Keep | KMeans | RateAware | ProductQuantization | KernelTemplates | Lloyd | DensityKMeans | Birch | RowScaled
+)
 
 __all__ = [
     "Birch",
@@ -25,6 +27,7 @@ __all__ = [
     "Method",
     "ProductQuantization",
     "RateAware",
+    "RowScaled",
     "Scales",
     "as_rows",
     "round_mantissa",
