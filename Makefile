@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test lint types docs clean
 
 demo: $(VENV)/.demo
-	$(BIN)/codeword demo --output demo
+	$(BIN)/codeword demo --out demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
