@@ -54,8 +54,8 @@ def match_templates(kernels: np.ndarray, templates: np.ndarray) -> np.ndarray:
 def fit_gains(kernels: np.ndarray, matched: np.ndarray, h: np.ndarray, *, offset: bool) -> np.ndarray:
     """(n,) a of the least sum of h (kernel - a * template - b)**2, b free or 0; all arguments (n, d)."""
     t, w = (matched - _mean(matched, h), kernels - _mean(kernels, h)) if offset else (matched, kernels)
-    square = np.sum(h * t * t, axis=1)
-    return np.where(square > 0, np.sum(h * t * w, axis=1) / np.where(square > 0, square, 1), 0)
+    square = np.einsum("nd,nd,nd->n", h, t, t)
+    return np.where(square > 0, np.einsum("nd,nd,nd->n", h, t, w) / np.where(square > 0, square, 1), 0)
 
 
 def fit_offsets(kernels: np.ndarray, matched: np.ndarray, h: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def fit_offsets(kernels: np.ndarray, matched: np.ndarray, h: np.ndarray, gains: 
 
 def _mean(values: np.ndarray, h: np.ndarray) -> np.ndarray:
     mass = h.sum(axis=1, keepdims=True)
-    return np.sum(h * values, axis=1, keepdims=True) / np.where(mass > 0, mass, 1)
+    return np.einsum("nd,nd->n", h, values)[:, None] / np.where(mass > 0, mass, 1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -171,7 +171,9 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
         """kernels (out, in, d) as unit * (a * template + b)."""
         rows, columns, d = kernels.shape
         w, h = kernels.reshape(-1, d), h.reshape(-1, d)
-        h = np.where(h.sum(axis=1, keepdims=True) > 0, h, 1)  # a kernel of no importance is fitted as any
+        mass = h.sum(axis=1, keepdims=True)
+        if not mass.all():
+            h = np.where(mass > 0, h, 1)  # a kernel of no importance is fitted as any
         shaped = w - w.mean(axis=1, keepdims=True) if offset else w
         weights = np.sqrt(h.mean(axis=1, keepdims=True) / h.mean())
         templates = kernel_templates(shaped * weights, self.n_templates, generator=generator)
