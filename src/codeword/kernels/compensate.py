@@ -112,6 +112,8 @@ def _assign_compensated_native(
     rows, columns = values.shape
     if codebook.shape != penalty.shape or (importance is not None and importance.shape != values.shape):
         raise ValueError(f"shapes: {codebook.shape} codewords, {penalty.shape} prices, {values.shape} values")
+    if scale is not None and scale.shape != (rows,):
+        raise ValueError(f"a scale of {scale.shape} for {rows} rows")
     codes = np.empty(values.shape, code_dtype(len(codebook)))
     tables = [np.ascontiguousarray(table) for table in _tables(codebook, penalty)]
     steps = np.stack(_step(np.arange(columns), columns, kernel), axis=1).astype(np.float32)
@@ -120,8 +122,6 @@ def _assign_compensated_native(
     for at in range(0, rows, block):
         here = slice(at, at + block)
         part, divisor = values[here], None if scale is None else np.ascontiguousarray(scale[here])
-        if divisor is not None and divisor.shape != part.shape[:1]:
-            raise ValueError(f"a scale of {len(divisor)} for {len(part)} rows")
         if not whole:
             part = np.array(part, np.float32, order="C")
             if divisor is not None:

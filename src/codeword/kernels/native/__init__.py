@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def library() -> ctypes.CDLL | None:
         raise PlanError(f"CODEWORD_KERNELS must be native or numpy, or not set; got {choice!r}")
     if choice == "numpy":
         return None
-    found = _load(os.fspath(LIBRARY))
+    found = load(LIBRARY)
     if found is None and choice == "native":
         raise MissingDependencyError(f"CODEWORD_KERNELS=native: {_NONE.format(path=LIBRARY)}")
     if found is None:
@@ -67,9 +68,10 @@ def threads() -> int:
     return min(int(asked), 256)
 
 
-def _load(path: str) -> ctypes.CDLL | None:
+def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
+    """The library at path, or None if it is not there, not for this machine, or from other sources."""
     try:
-        core = ctypes.CDLL(path)
+        core = ctypes.CDLL(os.fspath(path))
         core.cw_abi.restype = ctypes.c_int64
         return core if core.cw_abi() == ABI else None
     except (OSError, AttributeError):
