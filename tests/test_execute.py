@@ -1,5 +1,7 @@
 """The map from a source to a file: the same bytes for any number of workers, and every tensor back as what it was."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 
 import codeword
 from codeword import Keep, KMeans, Plan, RateAware, Rule
-from codeword.errors import ExprError, NonFiniteError, PlanError
+from codeword.errors import ExprError, NonFiniteError, PlanError, WorkerError
 from codeword.execute import run, tensor_seed
 from codeword.expr import DTYPES, FLOATS, Raw, dtype_name
 from codeword.safetensors_file import write_safetensors
@@ -259,6 +261,19 @@ def test_errors_of_workers_arrive(tmp_path):
     net = NET | {"bad": np.full((4, 4), np.nan, np.float32)}
     with pytest.raises(NonFiniteError, match=r"'bad' holds nan at \[0, 0\]"):
         run(open_source(net), METHODS | {"bad": KMeans(2)}, workers=2)
+
+
+class Dies:
+    """A method whose process is killed, as one that takes too much memory is."""
+
+    def compress(self, weight, importance, *, generator):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_told_with_the_way_out():
+    methods = METHODS | {"a.weight": Dies()}
+    with pytest.raises(WorkerError, match=r"worker process of 2 ended.*memory.*fewer workers.*__main__"):
+        run(open_source(NET), methods, workers=2)
 
 
 def test_progress_counts_values_in_order():

@@ -30,6 +30,7 @@ EXIT_CODES = {
     8: "the output could not be written; what was there before is untouched",
     9: "a model and a file do not fit each other",
     10: "an optional package is needed; the message names the extra",
+    11: "a worker process ended before its work did, for want of memory most often",
     130: "interrupted (Ctrl-C)",
 }
 

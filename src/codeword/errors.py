@@ -10,7 +10,8 @@
     ├── DataError                    7  evaluation data is missing or malformed
     ├── WriteError                   8  the output could not be written; what was there before is untouched
     ├── MismatchError                9  a model and a file do not fit each other
-    └── MissingDependencyError      10  an optional package is needed for this; the message says which extra brings it
+    ├── MissingDependencyError      10  an optional package is needed for this; the message says which extra brings it
+    └── WorkerError                 11  a worker process ended before its work did
 
 A message names the thing, the place, both values and the way out. Code 1 is kept for `verify` finding a difference
 and 2 for a wrong command line (Typer's own).
@@ -77,3 +78,9 @@ class MissingDependencyError(CodewordError):
     """An optional package is needed; the message names the extra that brings it."""
 
     exit_code = 10
+
+
+class WorkerError(CodewordError):
+    """A worker process ended before its work did: killed for memory most often, or never able to start."""
+
+    exit_code = 11

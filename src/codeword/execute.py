@@ -7,13 +7,14 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
-from codeword.errors import NonFiniteError, PlanError
+from codeword.errors import NonFiniteError, PlanError, WorkerError
 from codeword.expr import FLOATS, Expr, decode, dtype_name, shape
 from codeword.methods import Keep, Method
 from codeword.sources import Source, TensorInfo
@@ -115,15 +116,22 @@ def _coded(
             yield compress_tensor(source, *job)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads (torch, BLAS) can hang
-    with ProcessPoolExecutor(min(workers, len(infos)), context, _open_in_worker, (source,)) as pool:
-        waiting: deque[Future[CodedTensor]] = deque()
-        # A window, not the whole net: finished tensors that wait for their turn take memory.
-        for job in jobs:
-            waiting.append(pool.submit(_in_worker, *job))
-            if len(waiting) > 2 * workers:
+    try:
+        with ProcessPoolExecutor(min(workers, len(infos)), context, _open_in_worker, (source,)) as pool:
+            waiting: deque[Future[CodedTensor]] = deque()
+            # A window, not the whole net: finished tensors that wait for their turn take memory.
+            for job in jobs:
+                waiting.append(pool.submit(_in_worker, *job))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"{source.location}: a worker process of {workers} ended before its work did: out of memory, killed, or "
+            "started by a script that does all its work again when it is imported; take fewer workers, or put the "
+            'work of the script under: if __name__ == "__main__":'
+        ) from error
 
 
 _source: Source | None = None  # of this worker process
