@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import codeword
 from codeword.calibrate import check_importance, importance_from_data
-from codeword.data import Dataset
+from codeword.data import Dataset, load_data
 from codeword.errors import DataError, PlanError
 from codeword.sources import open_source
 
@@ -109,7 +109,7 @@ def test_hooks_are_removed_and_modes_restored(broken):
     model[1].eval()  # a frozen norm in a net that trains
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises(DataError, match="on purpose"):
             importance_from_data(model, [random(3, 4)])
     else:
         importance_from_data(model, [random(3, 4)])
@@ -139,6 +139,26 @@ def test_no_data_or_no_layers():
         importance_from_data(net(nn.LayerNorm(4)), [random(5, 4)])
     with pytest.raises(DataError, match="0 batches"):
         codeword.compress(net(nn.Linear(4, 3)), "4x", data=[])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([random(2, 3), random(2, 5)], r"Sequential does not take batch 1 of shape \(2, 5\), torch.float32: "),
+        (["text"], "a batch must be a tensor or array, got str"),
+        ("mnist:tset", "unknown data 'mnist:tset': did you mean 'mnist:test'"),
+    ],
+)
+def test_data_that_do_not_fit_the_net(data, says):
+    with pytest.raises(DataError, match=says):
+        codeword.compress(net(nn.Linear(3, 2)), "4x", data=data)
+
+
+def test_data_by_name():
+    model = net(nn.Flatten(), nn.Linear(784, 10))
+    from_name, from_set = (codeword.compress(model, "10x", data=data) for data in ("digits", load_data("digits")))
+    for name in from_name:
+        np.testing.assert_array_equal(from_name.decode(name), from_set.decode(name))
 
 
 def test_data_needs_a_module(tmp_path):

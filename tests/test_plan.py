@@ -263,6 +263,16 @@ def test_mistakes_in_a_file_name_the_file(tmp_path):
     assert str(caught.value) == f"{path}: rule[0].n_cluster: unknown field; did you mean 'n_clusters'?"
 
 
+def test_one_glob_is_not_its_letters():
+    assert select(INFOS, "conv1.*", "*.bias") == {"conv1.weight"}
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "0", True])
+def test_a_seed_that_no_plan_could_hold(seed):
+    with pytest.raises(PlanError, match="seed must be a whole number >= 0"):
+        codeword.compress(NET, "4x", seed=seed)
+
+
 def test_a_name_with_brackets_is_told_as_the_glob_it_needs():
     infos = open_source({"[x]": NET["fc.weight"]}).infos
     with pytest.raises(PlanError, match=r"nearest name is '\[x\]', as a glob '\[\[\]x\]'"):

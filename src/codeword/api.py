@@ -57,7 +57,7 @@ def fit(
     model: Any,  # noqa: ANN401
     target: str | float | None = None,
     *,
-    data: Iterable[Any] | Dataset | None = None,
+    data: Iterable[Any] | Dataset | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     plan: Plan | Path | None = None,
     include: Sequence[str] = (),
@@ -70,6 +70,10 @@ def fit(
 ) -> Compressed:
     """Compress a net and tell how; the arguments are those of `compress`."""
     source = open_source(model)
+    if type(seed) is not int or seed < 0:
+        raise PlanError(f"seed must be a whole number >= 0, got {seed!r}")
+    if isinstance(data, str):
+        data = load_data(data)
     if data is not None:
         if importance is not None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
@@ -120,7 +124,7 @@ def compress(
     model: Any,  # noqa: ANN401
     target: str | float | None = None,
     *,
-    data: Iterable[Any] | Dataset | None = None,
+    data: Iterable[Any] | Dataset | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     plan: Plan | Path | None = None,
     include: Sequence[str] = (),
@@ -135,13 +139,13 @@ def compress(
 
     model: a path (safetensors, also sharded; a torch checkpoint), a torch module, or a mapping of arrays. target: "30x"
     (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if neither target nor plan is given.
-    data: batches of inputs, or a Dataset, to weigh errors by (needs a module; labels are not used). importance: the
-    same by hand, tensor name -> array of its shape. plan: a `Plan`, or the path of one. include, exclude: globs on
-    tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes with any
-    number of workers.
+    data: batches of inputs, a Dataset or the name of one, to weigh errors by (needs a module; labels are not used).
+    importance: the same by hand, tensor name -> array of its shape. plan: a `Plan`, or the path of one. include,
+    exclude: globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same
+    bytes with any number of workers.
 
     Warns with TargetMissed if the nearest file is not within 2 % below the target. Raises SourceError, PlanError,
-    TargetError.
+    TargetError, DataError.
     """
     result = fit(
         model,

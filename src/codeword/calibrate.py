@@ -24,7 +24,7 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     E[input**2] is what a squared error of the weight costs (the diagonal of the layer's Hessian; LeCun et al. 1990).
     data: a Dataset, or batches of inputs (a batch may be a tuple whose first item is the input; labels are not used).
     Weights that see only zeros keep a small floor, because other data may wake them. Raises DataError if there is no
-    batch or none reaches a layer.
+    batch, the model does not take one, or none reaches a layer.
     """
     import torch
     from torch import nn
@@ -53,7 +53,14 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     try:
         with torch.inference_mode():
             for batch in _batches(data):
-                model(batch.to(device))
+                try:
+                    model(batch.to(device))
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                    raise DataError(
+                        f"calibration: {type(model).__name__} does not take batch {batches} of shape "
+                        f"{tuple(batch.shape)}, {batch.dtype}: {said}"
+                    ) from error
                 batches += 1
     finally:
         for handle in handles:
@@ -114,4 +121,7 @@ def _batches(data: Iterable[Any] | Dataset) -> Iterable[torch.Tensor]:
         return
     for batch in data:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        yield torch.as_tensor(x)
+        try:
+            yield torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"calibration: a batch must be a tensor or array, got {type(x).__name__}") from error

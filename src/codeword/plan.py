@@ -147,6 +147,8 @@ def select(infos: Sequence[TensorInfo], include: Sequence[str], exclude: Sequenc
 
     Raises PlanError for a glob that matches nothing.
     """
+    # A lone glob is a sequence too, of its letters.
+    include, exclude = ((globs,) if isinstance(globs, str) else globs for globs in (include, exclude))
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(info.name, pattern) for info in infos):
             raise PlanError(unmatched(pattern, infos))
