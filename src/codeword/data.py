@@ -271,16 +271,7 @@ def _cifar10_python(path: Path) -> tuple[Array, Array]:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise DataError(f"{path}: refused to unpickle: {error}") from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except _DAMAGED_PICKLE as error:
         raise DataError(f"{path}: not a CIFAR-10 python batch ({type(error).__name__}: {error})") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path}: holds a {type(batch).__name__}; expected a dict with b'data' and b'labels'")

@@ -2,7 +2,7 @@
 
     CodedModule.take(layer, expr)      nn.Linear -> CodedLinear, nn.Conv1d/2d/3d -> CodedConv, nn.Embedding -> ...
 
-Plain torch. What multiplies without decoding is in `codeword.runtime`.
+Plain torch.
 """
 
 from __future__ import annotations
