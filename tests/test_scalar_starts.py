@@ -247,6 +247,10 @@ def test_plus_plus_looks_at_super_bins_only():
     [
         ({"method": "lloyd", "n_clusters": 0}, "lloyd: n_clusters must lie in 1..65536, got 0"),
         ({"method": "lloyd", "n_clusters": 4, "start": "sorted"}, "start: Invalid enum value 'sorted'"),
+        (
+            {"method": "lloyd", "n_clusters": 4097, "start": "kmeans++"},
+            "kmeans++ takes n_clusters up to 4096, got",
+        ),
         ({"method": "density-kmeans", "n_clusters": 65537}, "got 65537"),
         ({"method": "density-kmeans", "lam": 0.0}, "lam must be a positive number, got 0"),
         ({"method": "density-kmeans", "lam": float("nan")}, "nan"),

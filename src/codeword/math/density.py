@@ -17,6 +17,7 @@ from codeword.kernels.partition import interval_cost
 from codeword.math.bins import Bins
 from codeword.math.starts import TOLERANCE, Descent, borders, centroids, costs, lloyd, one_each
 
+MAX_CODEWORDS = 1 << 16
 _CELLS = 128  # of the density estimate at least, half by value and half by weight
 _SPREADS = 3  # times the start is repaired
 _ROUNDS = 32  # of revision at most
@@ -67,7 +68,8 @@ def density_kmeans(bins: Bins, k: int | None = None, lam: float = 0.01) -> Desce
 
     k: the number of codewords, which revision then keeps: a merge pays for a split. None: the number for which the
     squared error plus lam * (the mean square of a weight) * coded bits is least; revision splits and merges wherever
-    that falls. Codes are priced at their entropy. Returns fewer than k only for fewer distinct values.
+    that falls, up to 65,536. Codes are priced at their entropy. Fewer than k come back where a codeword that lost its
+    members found no better place.
     """
     if k is not None and k >= len(bins.values):
         return one_each(bins)
@@ -76,7 +78,7 @@ def density_kmeans(bins: Bins, k: int | None = None, lam: float = 0.01) -> Desce
     iterations = best.iterations
     for _ in range(_ROUNDS):
         revised = _exchange(bins, best, k) if k is not None else _revise(bins, best, price)
-        if revised is None:
+        if revised is None or len(revised) > MAX_CODEWORDS:
             break
         found = _descend(bins, revised)
         iterations += found.iterations

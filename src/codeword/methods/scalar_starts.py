@@ -17,13 +17,13 @@ from codeword.errors import PlanError
 from codeword.expr import DTYPES, Expr, Raw
 from codeword.math.bins import Bins, make_bins
 from codeword.math.birch import birch, scan, sweep, threshold_of
-from codeword.math.density import density_kmeans, density_start
+from codeword.math.density import MAX_CODEWORDS, density_kmeans, density_start
 from codeword.math.row_scaled import row_scaled
 from codeword.math.starts import Descent, linear_start, lloyd, one_each, plus_plus_start, random_start
 from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
 from codeword.methods.scalar import assigned
 
-_MOST_CODEWORDS = 1 << 16
+_MOST_SEEDS = 4096  # of k-means++, whose time grows with the square: seconds for these
 _MOST_DB = 60.0  # a histogram's bins are finer than this, and a codebook of thousands is none
 _MARGIN = 1e-6  # for codewords in float32
 
@@ -41,6 +41,8 @@ class Lloyd(msgspec.Struct, frozen=True, tag_field="method", tag="lloyd", forbid
 
     def __post_init__(self) -> None:
         _check_count("lloyd", self.n_clusters)
+        if self.start == "kmeans++" and self.n_clusters > _MOST_SEEDS:
+            raise PlanError(f"lloyd: kmeans++ takes n_clusters up to {_MOST_SEEDS}, got {self.n_clusters}")
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Lookup, under an Affine of row scales if the granularity is "row"."""
@@ -151,8 +153,8 @@ class RowScaled(msgspec.Struct, frozen=True, tag_field="method", tag="row-scaled
 
 
 def _check_count(method: str, n_clusters: int) -> None:
-    if not 1 <= n_clusters <= _MOST_CODEWORDS:
-        raise PlanError(f"{method}: n_clusters must lie in 1..{_MOST_CODEWORDS}, got {n_clusters}")
+    if not 1 <= n_clusters <= MAX_CODEWORDS:
+        raise PlanError(f"{method}: n_clusters must lie in 1..{MAX_CODEWORDS}, got {n_clusters}")
 
 
 def _compress(
