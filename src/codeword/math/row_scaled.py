@@ -17,8 +17,9 @@ from codeword.math.kmeans import kmeans, midpoints
 from codeword.math.starts import TOLERANCE
 
 _ROUNDS = 30
-_LEAST = 2.0**-14  # of the largest scale, about: float16 holds it in full, and rows below it are next to nothing
-_LEAST_UNIT = 2.0**-112  # so that the least scale is a normal float32
+_LEAST = 2.0**-14  # of the largest weight, about: float16 holds it in full, and rows below it are next to nothing
+_MOST = 60_000.0  # float16 ends at 65,504
+_UNITS = (2.0**-112, 2.0**112)  # so that the least scale is a normal float32, and the largest codeword finite
 
 
 class ScaledRows(NamedTuple):
@@ -26,7 +27,7 @@ class ScaledRows(NamedTuple):
 
     codes: np.ndarray  # (r, c) unsigned
     codebook: np.ndarray  # (k,) float64, rising
-    scales: np.ndarray  # (r,) of either sign, none of them zero, 2 or less
+    scales: np.ndarray  # (r,) of either sign, none of them zero, 2**-14 at least
     unit: float  # a power of 2
     sse: float  # sum of importance * (weight / unit - scale * codeword)**2
 
@@ -37,7 +38,7 @@ def row_scaled(rows: np.ndarray, importance: np.ndarray | None, k: int, dtype: n
     importance (r, c) >= 0 weighs the squared errors; None for all alike.
     """
     top = float(np.abs(rows).max())
-    unit = max(2.0 ** math.floor(math.log2(top)), _LEAST_UNIT) if top > 0 else 1.0
+    unit = min(max(2.0 ** math.floor(math.log2(top)), _UNITS[0]), _UNITS[1]) if top > 0 else 1.0
     wide = rows.astype(np.float64) / unit
     h = np.ones_like(wide) if importance is None else importance.astype(np.float64)
     # A row and its negative are one shape: turn all rows to lean the same way, so that they share codewords.
@@ -77,4 +78,4 @@ def _closed_form(wide: np.ndarray, h: np.ndarray, found: ScaledRows) -> np.ndarr
 
 def _bounded(scales: np.ndarray) -> np.ndarray:
     """Scales of a size that divides safely, their sign kept."""
-    return np.copysign(np.clip(np.abs(scales), _LEAST, 2.0), scales)
+    return np.copysign(np.clip(np.abs(scales), _LEAST, _MOST), scales)
