@@ -20,7 +20,7 @@ import numpy as np
 from codeword.math.bins import Bins
 from codeword.math.starts import Descent, lloyd, one_each, plus_plus
 
-_FINER = 4  # leaves than the target needs: with just enough, k-means++ has little to choose from (40 dB: k up by a third)
+_FINER = 4  # leaves than the target needs: with just enough, k-means++ has little choice (40 dB: k up by a third)
 _FIRST_SEEDS = 64  # doubled until they meet the target
 _CHUNK = 1 << 16  # values that are Python numbers at one time
 
