@@ -1,6 +1,8 @@
 """The map from a source to a file: the same bytes for any number of workers, and every tensor back as what it was."""
 
 import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -274,6 +276,15 @@ def test_a_worker_that_dies_is_told_with_the_way_out():
     methods = METHODS | {"a.weight": Dies()}
     with pytest.raises(WorkerError, match=r"worker process of 2 ended.*memory.*fewer workers.*__main__"):
         run(open_source(NET), methods, workers=2)
+
+
+def test_a_script_without_a_main_guard_ends_with_the_way_out(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import numpy, codeword\nw = numpy.eye(40, dtype='f4')\n"
+                      "codeword.compress({'a': w, 'b': w}, '4x', workers=2)\n")  # fmt: skip
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert '__name__ == "__main__"' in done.stderr.splitlines()[-1]
 
 
 def test_progress_counts_values_in_order():

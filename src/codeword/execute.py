@@ -115,6 +115,9 @@ def _coded(
         for job in jobs:
             yield compress_tensor(source, *job)
         return
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # This is a worker that imports a script without a main guard: a pool that cannot start would wait for ever.
+        raise WorkerError('put the work of the script under: if __name__ == "__main__": (workers import the script)')
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads (torch, BLAS) can hang
     try:
         with ProcessPoolExecutor(min(workers, len(infos)), context, _open_in_worker, (source,)) as pool:
