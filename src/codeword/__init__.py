@@ -21,20 +21,37 @@ from codeword.api import (
 )
 from codeword.artifact import Artifact
 from codeword.errors import CodewordError
-from codeword.methods import Keep, KMeans, Method, RateAware
+from codeword.methods import (
+    Birch,
+    DensityKMeans,
+    Keep,
+    KernelTemplates,
+    KMeans,
+    Lloyd,
+    Method,
+    ProductQuantization,
+    RateAware,
+    RowScaled,
+)
 from codeword.plan import Plan, Rule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
+    "Birch",
     "CodewordError",
     "Compressed",
+    "DensityKMeans",
     "KMeans",
     "Keep",
+    "KernelTemplates",
+    "Lloyd",
     "Method",
     "Plan",
+    "ProductQuantization",
     "RateAware",
+    "RowScaled",
     "Rule",
     "TargetMissed",
     "compress",

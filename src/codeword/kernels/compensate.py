@@ -18,7 +18,7 @@ from codeword.kernels.assign import code_dtype
 from codeword.kernels.chunks import is_plain
 
 # Chosen on training images of MNIST and CIFAR-10 (LeNet-5, ResNet-20 and -56 at 9x to 40x; divergence of the outputs):
-# anything from (1, 0.05) to (4, 1) is within a third of the best, none at all is 3 to 7 times worse.
+# anything from (1, 0.05) to (4, 1) is within a third of the best, none at all several times worse.
 NEAR = 4.0
 FAR = 0.5
 _Index = TypeVar("_Index", float, np.ndarray)
