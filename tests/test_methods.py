@@ -370,3 +370,11 @@ def test_keep_of_integers_is_raw():
     expr = compress(Keep(3), steps)
     assert isinstance(expr, Raw)
     assert expr.values is steps
+
+
+def test_errors_of_a_vector_are_not_compensated():
+    # Each of its values acts alone, so equal weights take equal codewords: compensation would dither them.
+    vector = np.repeat(np.linspace(-1, 1, 64, dtype=np.float32), 100)
+    dense = decode(compress(RateAware(0.05, granularity="tensor"), vector)).reshape(64, 100)
+    assert np.all(dense == dense[:, :1])
+    assert np.all(np.diff(dense[:, 0]) >= 0)

@@ -102,7 +102,7 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         bins = make_bins(rows, divisor, h)
         found = self.design(bins)
         lam = self.lam * bins.mean_energy
-        if self.compensate and len(found.codewords) > 1:
+        if self.compensate and weight.ndim > 1 and len(found.codewords) > 1:  # a vector's errors meet in no sum
             codes = self._compensated(rows, divisor, h, math.prod(weight.shape[2:]), found, lam)
         elif h is not None:
             codes = assign_weighted(rows, divisor, h, found.codewords, lam * found.prices)
