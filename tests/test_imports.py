@@ -16,7 +16,7 @@ LAYERS = [
     "atomic",
     "expr",
     "math kernels coding",
-    "methods artifact",
+    "methods artifact cluster",
     "plan target sources safetensors_file calibrate allocate execute nn data evaluate zoo",
     "train runtime export report",
     "api demo nets",
