@@ -50,16 +50,35 @@ def test_sweep_by_hand():
     assert sweep(bins_of([0, 1, 2]), 0.0).means.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.1, 0.02])
-def test_raw_scan_finds_the_clusters_of_scikit_learn(threshold):
+@pytest.mark.parametrize("threshold", [0.3, 0.1, 0.02, 0.004])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])  # with fewer bits there are ties, which its order decides
+def test_raw_scan_finds_the_clusters_of_scikit_learn(threshold, dtype):
     cluster = pytest.importorskip("sklearn.cluster")
-    values = np.random.default_rng(3).normal(size=8000)
-    peer = cluster.Birch(threshold=threshold, branching_factor=10_000, n_clusters=None).fit(values[:, None])
+    values = np.random.default_rng(3).normal(size=12_000).astype(dtype)
+    peer = cluster.Birch(threshold=threshold, branching_factor=10_000, n_clusters=None)
+    peer.fit(values[:, None].astype(np.float64))
     leaves = scan(values, threshold)
     order = np.argsort(peer.subcluster_centers_[:, 0])
     np.testing.assert_allclose(leaves.means, peer.subcluster_centers_[order, 0], rtol=0, atol=1e-12)
     counts = [sub.n_samples_ for sub in peer.root_.subclusters_]
     assert leaves.weight.tolist() == [counts[at] for at in order]
+
+
+def test_scan_takes_values_of_any_shape_in_the_order_of_their_memory():
+    values = np.random.default_rng(0).normal(size=(30, 40))
+    flat = scan(values.reshape(-1), 0.1)
+    for here in (values, np.asfortranarray(values), values.reshape(3, 10, 40)):
+        np.testing.assert_array_equal(scan(here, 0.1), flat)
+    assert scan(values[:0], 0.1).weight.shape == (0,)
+    assert scan(values, 0.1, np.zeros(values.shape)).means.shape == (0,)
+
+
+def test_a_threshold_of_nothing_leaves_what_is_equal_together():
+    values = np.random.default_rng(0).integers(-1500, 1500, 9000) / 8
+    distinct, counts = np.unique(values, return_counts=True)
+    leaves = scan(values, 0.0)
+    np.testing.assert_array_equal(leaves.means, distinct)
+    np.testing.assert_array_equal(leaves.weight, counts)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.05, 0.005])

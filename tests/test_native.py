@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from codeword.errors import FormatError
-from codeword.kernels import assign, bits, chunks, compensate, histogram, native, partition, rans
+from codeword.kernels import assign, birch, bits, chunks, compensate, histogram, native, partition, rans
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no native core: python -m codeword.kernels.native")
 LIMITS = [1 << 62, 1 << 16, 1 << 13]
@@ -265,6 +265,54 @@ def test_a_long_layer():
     layer = partition.interval_cost(prefix, np.zeros(1, np.int64), np.arange(5001))
     for _ in range(5):
         layer, _ = same("next_layer", partition, layer, prefix)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([0, 1, 50, 3000]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["normal", "ties", "rising", "far apart", "extreme", "alike"]),
+    st.floats(0, 3),
+    st.integers(1, 3000),
+)
+def test_the_scan_of_birch(n, seed, draw, threshold, chunk):
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=n)
+    match draw:
+        case "ties":
+            values = np.rint(4 * values)
+        case "rising":
+            values.sort()
+        case "far apart":
+            values = np.exp(20 * values)
+        case "extreme":
+            values = matrix((n,), seed, extreme=True).astype(np.float64)
+        case "alike":  # so near to each other that rounding decides
+            values = 1e6 + 1e-9 * values
+            threshold *= 1e-3
+    importance = generator.integers(0, 3, n).astype(np.float32) * np.float32(0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(birch, "_CHUNK", chunk)
+        patch.setattr(birch, "_ROOM", 4)  # grows all the time
+        for h in (None, importance):
+            for dtype in (np.float64, np.float32):
+                with np.errstate(over="ignore"):
+                    here = values.astype(dtype)
+                features = same("cluster_features", birch, here, h, threshold)
+                assert features[0].sum() == pytest.approx(n if h is None else h.sum(dtype=np.float64))
+
+
+def test_the_scan_of_birch_of_what_should_not_come():
+    for odd in (np.nan, np.inf, -np.inf, 1e308, -1e308):
+        values = np.random.default_rng(0).normal(size=500)
+        values[::7] = odd
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = birch._cluster_features_native(values, None, 0.1)
+        assert found[0].sum() == 500
+    with pytest.raises(ValueError, match=r"values must be \(n,\), got \(3,\), with an importance for each"):
+        birch._cluster_features_native(np.zeros(3), np.zeros(4), 1.0)
+    with pytest.raises(ValueError, match=r"got \(3, 1\)"):
+        birch._cluster_features_native(np.zeros((3, 1)), None, 1.0)
 
 
 # -- entropy coder and bits ---------------------------------------------------------------------------------------

@@ -10,19 +10,16 @@ a sixteenth of it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
+from codeword.kernels.birch import cluster_features
 from codeword.math.bins import Bins
 from codeword.math.starts import Descent, lloyd, one_each, plus_plus
 
 _FINER = 4  # leaves than the target needs: with just enough, k-means++ has little choice (40 dB: k up by a third)
 _FIRST_SEEDS = 64  # doubled until they meet the target
-_CHUNK = 1 << 16  # values that are Python numbers at one time
 
 
 class Leaves(NamedTuple):
@@ -45,37 +42,12 @@ def threshold_of(bins: Bins, target: float) -> float:
 
 
 def scan(values: np.ndarray, threshold: float, importance: np.ndarray | None = None) -> Leaves:
-    """Leaves of values (n,), taken in their order, as scikit-learn's Birch finds them in a node that never splits.
+    """Leaves of values of any shape, taken in their order, as scikit-learn's Birch finds them in one large node.
 
-    A plain loop, about a microsecond a value; `sweep` reads a histogram instead. Values without importance are skipped.
+    Values without importance are skipped. About 10 ns a value; a hundred times that without the native core.
     """
-    centres: list[float] = []
-    features: list[tuple[float, float, float]] = []
-    limit = threshold * threshold
-    for x, h in _pairs(values.reshape(-1), None if importance is None else importance.reshape(-1)):
-        at = bisect_left(centres, x)
-        if centres:
-            near = at - 1 if at == len(centres) or (at and x - centres[at - 1] <= centres[at] - x) else at
-            n, first, second = features[near]
-            n, first, second = n + h, first + h * x, second + h * x * x
-            centre = first / n
-            if second / n - centre * centre <= limit:
-                centres[near], features[near] = centre, (n, first, second)
-                continue
-        centres.insert(at, x)
-        features.insert(at, (h, h * x, h * x * x))
-    return Leaves(*np.array(features, np.float64).reshape(-1, 3).T)
-
-
-def _pairs(values: np.ndarray, importance: np.ndarray | None) -> Iterator[tuple[float, float]]:
-    """(value, weight) of all values that have one."""
-    for start in range(0, len(values), _CHUNK):
-        x = values[start : start + _CHUNK].astype(np.float64)
-        if importance is None:
-            yield from zip(x.tolist(), repeat(1.0))
-        else:
-            h = importance[start : start + _CHUNK].astype(np.float64)
-            yield from zip(x[h > 0].tolist(), h[h > 0].tolist(), strict=True)
+    flat = None if importance is None else importance.reshape(-1)
+    return Leaves(*cluster_features(values.reshape(-1), flat, threshold))
 
 
 def sweep(bins: Bins, threshold: float) -> Leaves:
