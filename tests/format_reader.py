@@ -76,7 +76,7 @@ def read(data):
     file = Bytes(data)
     need(file.take(8) == MAGIC, "magic")
     fixed = file.take(5)
-    need(fixed[0] == 1, "version")
+    need(fixed[0] in (1, 2), "version")
     length, crc = int.from_bytes(fixed[1:], "little"), file.number(4)
     need(length <= 1 << 22, "header length")
     deflated = file.take(length)
@@ -87,16 +87,20 @@ def read(data):
     except zlib.error:
         raise RefusedError("deflate") from None
     need(inflate.eof and not inflate.unused_data, "deflate stream does not end with the header")
-    entries, metadata = header(Bytes(plain))
-    found = {}
+    entries, metadata = header(Bytes(plain), fixed[0])
+    found, stored = {}, []
     for name, dtype, dims, tree, infos in entries:
+        stored.append([])
         if isinstance(tree, int):
             found[name] = (TYPES[dtype][0], dims, found[entries[tree][0]][2])
             continue
-        streams = file.take(sum(info[-1] for info in infos))
+        streams = file.take(sum(size for *_, size in infos if isinstance(size, int)))
         need(zlib.crc32(streams) == file.number(4), "tensor CRC")
         streams = Bytes(streams)
-        arrays = [leaf(Bytes(streams.take(size)), *info) for *info, size in infos]
+        for *info, size in infos:
+            borrowed = isinstance(size, tuple)
+            stored[-1].append(stored[size[0]][size[1]] if borrowed else leaf(Bytes(streams.take(size)), *info))
+        arrays = stored[-1]
         found_dtype, _, patterns = decode(tree, iter(arrays))
         if found_dtype != dtype:
             patterns = [pattern(value_of(p, found_dtype), dtype) for p in patterns]
@@ -106,7 +110,7 @@ def read(data):
     return found, metadata
 
 
-def header(plain):
+def header(plain, version):
     count = plain.varint()
     need(count <= len(plain.data), "count")
     names = []
@@ -131,7 +135,7 @@ def header(plain):
             entries.append((name, dtype, dims, target, ()))
             continue
         infos = []
-        tree, shape, result = read_node(plain, infos, 0)
+        tree, shape, result = read_node(plain, infos, 0, entries if version == 2 else None)
         need(math.prod(shape) == math.prod(dims), "size")
         cast = TYPES[dtype][2] is not None and TYPES[result][0] in EXACT_IN_FLOAT32
         need(result == dtype or cast, "dtype of the expression")
@@ -165,19 +169,27 @@ def unsigned(info):
     need(TYPES[info[0]][0].startswith("uint"), "unsigned")
 
 
-def read_node(plain, infos, depth):
+def read_node(plain, infos, depth, lenders):
     """(tree, shape, dtype); a tree is (tag, what decode needs besides the leaves, inner trees)."""
     need(depth <= 8, "depth")
 
     def read_leaf():
         tag = plain.byte()
-        need(tag >> 4 <= 4, "codec")
-        infos.append((known(tag & 15), tag >> 4, read_dims(plain, plain.varint()), plain.varint()))
+        need(tag >> 4 <= (4 if lenders is None else 5), "codec")
+        dtype, dims = known(tag & 15), read_dims(plain, plain.varint())
+        if tag >> 4 == 5:
+            i, j = plain.varint(), plain.varint()
+            need(i < len(lenders) and not isinstance(lenders[i][3], int) and j < len(lenders[i][4]), "lender")
+            lent = lenders[i][4][j]
+            need(isinstance(lent[3], int) and (lent[0], lent[2]) == (dtype, dims), "borrowed leaf")
+            infos.append((dtype, 5, dims, (i, j)))
+        else:
+            infos.append((dtype, tag >> 4, dims, plain.varint()))
         need(len(infos) <= 256, "leaves")
         return infos[-1]
 
     def inner():
-        return read_node(plain, infos, depth + 1)
+        return read_node(plain, infos, depth + 1, lenders)
 
     tag = plain.byte()
     if tag == 0:

@@ -207,6 +207,89 @@ def test_unknown_names_are_key_errors():
         write()["nothing"]
 
 
+# -- equal leaves -------------------------------------------------------------------------------------------------
+
+
+BOOK = GENERATOR.normal(size=(1, 16, 4)).astype(np.float32)  # 256 bytes of raw floats
+
+
+def of_one_book(seed, book=BOOK):
+    codes = np.random.default_rng(seed).integers(0, 16, (1, 6, 8)).astype(np.uint8)
+    return "float32", (6, 32), Reshape(Lookup(codes, book), (6, 32))
+
+
+def test_equal_leaves_are_stored_once(path):
+    tensors = {f"w{seed}": of_one_book(seed, BOOK.copy()) for seed in range(3)} | {"again": of_one_book(1)}
+    data = file_bytes(write(tensors, METADATA), path)
+    assert data[8] == 2
+    with Artifact.open(path) as artifact:
+        entries = artifact.entries
+        assert [leaf.lender for leaf in entries["w0"].leaves] == [None, None]
+        for name in ("w1", "w2"):
+            assert [leaf.lender for leaf in entries[name].leaves] == [None, (0, 1)]
+            assert [leaf.nbytes for leaf in entries[name].leaves][1] == 0
+        assert [leaf.lender for leaf in entries["again"].leaves] == [(1, 0), (0, 1)]
+        assert entries["again"].nbytes == 4
+        assert (entries["w1"].leaves[1].codec, entries["w1"].leaves[1].path) == (
+            entries["w0"].leaves[1].codec,
+            "codebook",
+        )
+        streams = sum(leaf.nbytes for entry in entries.values() for leaf in entry.leaves)
+        assert len(data) == artifact.container_nbytes + streams
+        for name, spec in tensors.items():
+            same(artifact.decode(name), dense(*spec))
+        assert file_bytes(artifact, path.with_suffix(".2")) == data
+    found = format_reader.read(data)[0]
+    assert {name: values for name, (_, _, values) in found.items()} == {
+        name: dense(*spec).tobytes() for name, spec in tensors.items()
+    }
+
+
+def test_any_tensor_alone_reads_its_lender(path):
+    tensors = {f"w{seed}": of_one_book(seed) for seed in range(3)}
+    write(tensors).save(path)
+    for name in reversed(tensors):
+        with Artifact.open(path) as artifact:
+            same(artifact.decode(name), dense(*tensors[name]))
+
+
+def test_a_lender_is_read_once_and_its_leaf_is_in_all_expressions(path, monkeypatch):
+    tensors = {f"w{seed}": of_one_book(seed) for seed in range(3)}
+    write(tensors).save(path)
+    for room, reads in ((1 << 24, {"w0": 1, "w1": 1, "w2": 1}), (BOOK.nbytes - 1, {"w0": 3, "w1": 1, "w2": 1})):
+        monkeypatch.setattr("codeword.artifact.reader._LENT_NBYTES", room)
+        with Artifact.open(path) as artifact:
+            read, streams = [], artifact._streams
+            monkeypatch.setattr(artifact, "_streams", lambda entry, r=read, s=streams: r.append(entry.name) or s(entry))
+            books = [list(leaves(artifact[name]))[1][1] for name in tensors]
+            assert {name: read.count(name) for name in tensors} == reads
+            assert (books[0] is books[1] is books[2]) == (room > BOOK.nbytes)
+            for book in books:
+                same(book, BOOK)
+
+
+@pytest.mark.parametrize(
+    "other", [BOOK.astype(np.float16), BOOK.reshape(1, 32, 2), BOOK + 1], ids=["dtype", "dims", "values"]
+)
+def test_leaves_that_differ_in_anything_are_stored(other):
+    artifact = write({"a": of_one_book(0), "b": ("float32", other.shape, Affine(Raw(other)))})
+    assert all(leaf.lender is None for entry in artifact.entries.values() for leaf in entry.leaves)
+
+
+def test_a_file_that_borrows_nothing_is_of_version_1(path):
+    # Short streams are stored again, and so are equal leaves of one tensor.
+    ones = {f"norm{at}.weight": ("float32", (64,), Raw(np.ones(64, np.float32))) for at in range(9)}
+    twice = {"sum": ("float32", (6, 32), Sum((of_one_book(0)[2],) * 2))}
+    assert file_bytes(write(ones | twice), path)[8] == 1
+    artifact = write(twice | {"more": of_one_book(0)})
+    assert [leaf.lender for leaf in artifact.entries["more"].leaves] == [(0, 0), (0, 1)]
+
+
+def test_many_tensors_of_one_codebook_take_a_few_bytes_each_in_the_header():
+    sizes = [write({f"w{seed}": of_one_book(seed) for seed in range(n)}).container_nbytes for n in (100, 200)]
+    assert sizes[1] - sizes[0] <= 100 * (4 + 6)  # checksum; name and two numbers, deflated
+
+
 # -- accounts -----------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ def test_files_that_are_no_cw_files(path, tmp_path):
         Artifact.open(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_other_versions_are_refused_by_number(path, version):
     refused(path, file_of(header(RAW), VALUE, version=version), f"format version {version}")
 
@@ -211,10 +211,81 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_trees_are_refused(path, case):
+def test_hostile_trees_are_refused(path, case, version):
     tree, says = HOSTILE[case]
-    refused(path, file_of(header(tree), VALUE), says)
+    if case == "codec" and version == 2:
+        tree, says = bytes([0]) + leaf(0, 6), "codec 6"
+    refused(path, file_of(header(tree), VALUE, version=version), says)
+
+
+def borrowed(tensor, at, dims=(1,), dtype=0):
+    """A Raw whose leaf is leaf `at` of another tensor."""
+    return bytes([0, dtype | 5 << 4]) + varints(len(dims), *dims, tensor, at)
+
+
+HALF = bytes([2, 0, 0]) + leaf(1, nbytes=2)  # a float16 leaf in a tensor of float32
+
+BORROWED = {
+    "itself": ([borrowed(0, 0)], "leaf 0 of tensor 0, which does not come before it"),
+    "a leaf before its own": ([bytes([3, 2]) + RAW + borrowed(0, 0)], "tensor 0, which does not come before it"),
+    "a later tensor": ([borrowed(1, 0), RAW], "tensor 1, which does not come before it"),
+    "from one that borrowed": ([RAW, borrowed(0, 0), borrowed(1, 0)], "'t1' has borrowed it itself"),
+    "from a tied tensor": ([RAW, bytes([7, 0]), borrowed(1, 0)], "tensor 1, which does not come before it or is tied"),
+    "another dtype": ([HALF, borrowed(0, 0)], r"as float32 \(1,\); in 't0' it is float16"),
+    "other dims": ([RAW, bytes([6, 1, 1]) + borrowed(0, 0, (1, 1))], r"as float32 \(1, 1\); in 't0' it is .*\(1,\)"),
+    "no such leaf": ([RAW, borrowed(0, 1)], "leaf 1 of tensor 0, but 't0' has 1 leaves"),
+    "leaf 2**64 - 1": ([RAW, borrowed(0, 2**64 - 1)], "has 1 leaves"),
+    "tensor 2**64 - 1": ([RAW, borrowed(2**64 - 1, 0)], "does not come before it"),
+    "varint of 11 bytes": ([RAW, borrowed(0, 0)[:-2] + b"\xff" * 10 + b"\1\0"], "no valid number"),
+    "half an entry": ([RAW, borrowed(0, 0)[:-1]], "needs 1 bytes"),
+    "in codes": ([RAW, LOOKUP + borrowed(0, 0)[1:] + BOOK], "codes must be"),
+    "257": ([RAW, bytes([3, 2]) + (bytes([3, 16]) + (bytes([3, 16]) + borrowed(0, 0) * 16) * 16) * 2], "256 leaves"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BORROWED)
+def test_hostile_borrowing_is_refused(path, case):
+    trees, says = BORROWED[case]
+    refused(path, file_of(header(*trees), *[VALUE] * len(trees), version=2), says)
+
+
+def test_borrowing_itself_is_allowed_in_version_2_only(path):
+    plain = header(RAW, borrowed(0, 0), bytes([7, 1]))
+    assert [values.tolist() for values in read_all(path, file_of(plain, VALUE, b"", version=2)).values()] == [[1.5]] * 3
+    assert len(format_reader.read(file_of(plain, VALUE, b"", version=2))[0]) == 3
+    refused(path, file_of(plain, VALUE, b"", version=1), "codec 5 is unknown to version 1")
+    assert read_all(path, file_of(header(RAW), VALUE, version=2))["t0"].tolist() == [1.5]
+
+
+def test_a_tensor_that_stores_nothing_still_has_a_checksum(path):
+    plain = header(RAW, borrowed(0, 0))
+    good = file_of(plain, VALUE, b"", version=2)
+    refused(path, good[:-4] + b"\1\0\0\0", "'t1': the checksum")
+    refused(path, good[:-4], "truncated")
+
+
+def test_a_lender_is_checked_by_whoever_borrows(path):
+    data = file_of(header(RAW, borrowed(0, 0)), VALUE, b"", version=2)
+    damaged = data[:-12] + b"\0\0\0\0" + data[-8:]
+    path.write_bytes(damaged)
+    with Artifact.open(path) as artifact:
+        for _ in range(2):
+            with pytest.raises(FormatError, match="tensor 't0': the checksum"):
+                artifact["t1"]
+    refused(path, damaged, "'t0': the checksum")
+
+
+def test_borrowed_leaves_count_towards_the_cap_of_each_tensor(path):
+    dims = (1000,)
+    start = bytes([1 << 4]) + varints(*dims)
+    one, many = bytes([0]) + leaf(0, 1, dims, 2), bytes([3, 16]) + borrowed(0, 0, dims) * 16
+    path.write_bytes(file_of(header(one, many, start=start), CONSTANT, b"", version=2))
+    with Artifact.open(path, max_tensor_nbytes=63_999) as artifact, pytest.raises(FormatError, match="64000 bytes"):
+        artifact["t1"]
+    with Artifact.open(path, max_tensor_nbytes=64_000) as artifact:
+        assert artifact.decode("t1").tolist() == [0.0] * 1000
 
 
 def test_the_caps_themselves_are_allowed(path):

@@ -74,6 +74,15 @@ def test_workers_and_runs_do_not_change_a_byte(tmp_path):
     assert saved(run(memory, METHODS, seed=5, workers=2), tmp_path / "memory2.cw") == expected
 
 
+def test_workers_do_not_change_who_borrows(tmp_path):
+    net = {f"{at}.weight": NET["a.weight"] + np.float32(at % 2) for at in range(6)}
+    expected = saved(run(open_source(net), dict.fromkeys(net, Keep(7))), tmp_path / "1.cw")
+    with codeword.load(tmp_path / "1.cw") as artifact:
+        lenders = [entry.leaves[0].lender for entry in artifact.entries.values()]
+    assert lenders == [None, None, (0, 0), (1, 0), (0, 0), (1, 0)]
+    assert saved(run(open_source(net), dict.fromkeys(net, Keep(7)), workers=3), tmp_path / "3.cw") == expected
+
+
 def test_workers_read_a_live_module_and_a_checkpoint(tmp_path):
     model = Tied()
     torch.save(model.state_dict(), tmp_path / "net.pt")
@@ -95,10 +104,18 @@ def test_tied_weights_are_written_once_and_come_back_tied(tmp_path):
     model = Tied()
     plan = Plan((Rule("*", Keep()),))
     codeword.compress(model, plan=plan).save(tmp_path / "tied.cw")
-    model.head.weight = nn.Parameter(model.embed.weight.detach().clone())
+    model.head.weight = nn.Parameter(-model.embed.weight.detach())
     codeword.compress(model, plan=plan).save(tmp_path / "apart.cw")
     size = (tmp_path / "tied.cw").stat().st_size
     assert (tmp_path / "apart.cw").stat().st_size - size > 0.8 * 50 * 16 * 4  # random floats hardly shrink
+    model.head.weight = nn.Parameter(model.embed.weight.detach().clone())
+    codeword.compress(model, plan=plan).save(tmp_path / "copy.cw")
+    assert (tmp_path / "copy.cw").stat().st_size - size < 20  # what is equal is stored once
+    with codeword.load(tmp_path / "copy.cw") as artifact:
+        assert artifact.entries["head.weight"].tied_to is None
+        state = codeword.state_dict(artifact)
+        assert torch.equal(state["head.weight"], state["embed.weight"])
+        assert state["head.weight"].data_ptr() != state["embed.weight"].data_ptr()
     with codeword.load(tmp_path / "tied.cw") as artifact:
         assert artifact.entries["head.weight"].tied_to == "embed.weight"
         assert artifact.entries["head.weight"].nbytes == 0

@@ -10,6 +10,7 @@ import pytest
 
 import codeword
 from codeword import report, zoo
+from codeword.artifact import Writer, code_tensor
 from codeword.errors import MissingDependencyError, WriteError
 from codeword.expr import Affine, Lookup, Raw, Reshape, Sum
 from codeword.report.draw import codewords, draw
@@ -99,6 +100,26 @@ def test_the_picture_is_a_png_of_sane_size(lenet, tmp_path):
     width, height = png_size(files["png"].read_bytes())
     assert 1000 <= width <= 2000
     assert height <= 1200
+
+
+def test_methods_are_called_what_they_are():
+    rng = np.random.default_rng(0)
+    weight = np.where(rng.random((8, 24)) < 0.5, 0, rng.normal(size=(8, 24))).astype(np.float32)
+    net = {"a": weight, "b": weight[::-1].copy()}
+    masked = codeword.ProductQuantization(4, 8, granularity="row", skip_zeros=True)
+    book = Lookup(np.zeros((1, 8, 6), np.uint8), rng.normal(size=(1, 4, 4)).astype(np.float32))
+    plan = codeword.Plan((codeword.Rule("a", masked), codeword.Rule("b", codeword.Keep())))
+    assert codeword.inspect(codeword.compress(net, plan=plan)).tensors[0].method == (
+        "pruned, shared vectors of 4, scaled rows"
+    )
+    writer = Writer()
+    for name in ("first", "second"):
+        book = Lookup(rng.integers(0, 4, (1, 8, 6)).astype(np.uint8), book.codebook)
+        writer.add(code_tensor(name, "float32", (8, 24), Sum((Reshape(book, (8, 24)), Raw(weight)))))
+    measured = codeword.inspect(writer.finish()).tensors
+    assert measured[0].method == "shared vectors of 4 + raw"
+    assert measured[1].method == "shared vectors of 4 + raw; codebook, values in first"
+    assert measured[1].nbytes < measured[0].nbytes / 10
 
 
 def test_the_same_file_gives_the_same_report(tmp_path):

@@ -39,6 +39,27 @@ def nodes():
     return tensors, {"lookup again": ("lookup", (12,))}, {"made": "for ever"}
 
 
+def borrowed():
+    """Version 2: tensors that borrow one leaf, several, from several, and all they have; one tied to such."""
+    generator = np.random.default_rng(1)
+    codes = generator.integers(0, 12, (1, 4, 6)).astype(np.uint8)
+    book = generator.integers(-99, 99, (1, 12, 2)).astype(np.int8)
+    step = np.linspace(0.5, 2, 4, dtype=np.float32).reshape(4, 1, 1)
+    positions = np.flatnonzero(generator.random(48) < 0.5).astype(np.uint16)
+    kept = generator.normal(size=len(positions)).astype(np.float16)
+    first = Affine(Lookup(codes, book), step)
+    second = Affine(Lookup(11 - codes, book), step)
+    sparse = Scatter(48, positions, Raw(kept))
+    tensors = {
+        "lender": ("float32", (4, 12), first),
+        "codebook": ("float32", (4, 12), second),
+        "all": ("float32", (12, 4), first),
+        "two lenders": ("float32", (48,), Sum((Reshape(second, (48,)), sparse))),
+        "third": ("float16", (6, 8), sparse),
+    }
+    return tensors, {"tied to one that borrows": ("all", (4, 12))}, {}
+
+
 def dtypes():
     """Bit patterns of every dtype, NaN payloads and signed zeros included."""
     tensors = {}

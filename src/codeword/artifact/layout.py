@@ -1,9 +1,10 @@
-"""The header of a .cw file, version 1, to and from bytes. docs/design/format.md is the normative text.
+"""The header of a .cw file to and from bytes. docs/design/format.md is the normative text.
 
     magic 8 | version 1 | header length 4 | CRC-32 4 | header (deflated) | payload
 
 The CRC covers the version, the length and the deflated header. The payload holds, for each tensor in header order, its
 leaves' streams in the order of the tree and a CRC-32 of them; lengths stand in the header, offsets follow from them.
+Version 2 is version 1 and borrowed leaves: the stream of an equal leaf of an earlier tensor stands for theirs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +33,6 @@ from codeword.expr import (
     Scatter,
     Sum,
     dense_nbytes,
-    dtype_name,
     fits_dtype,
     leaves,
     result_dtype,
@@ -40,7 +41,7 @@ from codeword.expr import (
 
 # As PNG's: a byte above 127, CR LF, ctrl-Z, LF: what a text-mode transfer breaks, breaks here first.
 MAGIC = b"\x89CW\r\n\x1a\n\x00"
-VERSION = 1
+PLAIN, BORROWING = VERSIONS = (1, 2)
 _FIXED = struct.Struct("<BI")  # version, header length
 PREFIX_NBYTES = len(MAGIC) + _FIXED.size + 4
 CRC_NBYTES = 4  # of each tensor, behind its streams
@@ -57,15 +58,27 @@ MAX_LEAVES = 256
 
 _DTYPES = tuple(DTYPES)  # the index is the tag in the file: only ever append to expr.DTYPES
 _RAW, _LOOKUP, _AFFINE, _SUM, _SCATTER, _PERMUTE, _RESHAPE, _TIED = range(8)
+_CODECS = frozenset(map(int, Codec))
+_BORROWED = 5  # where a leaf's codec stands
+
+
+class Place(NamedTuple):
+    """Where a leaf stands: the tensor, and the number of the leaf in the order of its tree."""
+
+    tensor: int
+    leaf: int
 
 
 @dataclass(frozen=True, slots=True)
 class LeafInfo:
-    """How one leaf is stored: its path in the expression, its codec, the bytes of its stream."""
+    """How one leaf is stored."""
 
-    path: str
-    codec: Codec
-    nbytes: int
+    path: str  # in the expression
+    dtype: str
+    shape: tuple[int, ...]
+    codec: Codec  # of the lender, if borrowed
+    nbytes: int  # of its stream in its tensor's payload; 0 if borrowed
+    lender: Place | None = None  # whose stream this leaf borrows
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +109,57 @@ class Entry:
         return dense_nbytes(self.dtype, self.size) if self.tied_to is None else 0
 
 
-def encode_tree(expr: Expr, coded: Sequence[tuple[Codec, bytes]]) -> bytes:
-    """The expression's structure with dtype, shape, codec and length of each leaf, leaves in the order of `leaves`."""
-    streams = iter(coded)
+def encode_nodes(expr: Expr) -> tuple[bytes, ...]:
+    """The expression's nodes, cut where a leaf's entry stands: one part more than leaves, in the order of `leaves`."""
+    parts = [bytearray()]
 
-    def leaf(array: np.ndarray) -> bytes:
-        codec, data = next(streams)
-        return bytes([_DTYPES.index(dtype_name(array.dtype)) | codec << 4]) + _dims(array.shape) + put_varint(len(data))
+    def leaf() -> None:
+        parts.append(bytearray())
 
-    def node(expr: Expr) -> bytes:
+    def node(expr: Expr) -> None:
         match expr:
-            case Raw(values):
-                return bytes([_RAW]) + leaf(values)
-            case Lookup(codes, codebook):
-                return bytes([_LOOKUP]) + leaf(codes) + leaf(codebook)
+            case Raw():
+                parts[-1].append(_RAW)
+                leaf()
+            case Lookup():
+                parts[-1].append(_LOOKUP)
+                leaf()
+                leaf()
             case Affine(inner, scale, offset):
-                out = bytes([_AFFINE, (scale is not None) | (offset is not None) << 1]) + node(inner)
-                return out + b"".join(leaf(array) for array in (scale, offset) if array is not None)
+                parts[-1].extend((_AFFINE, (scale is not None) | (offset is not None) << 1))
+                node(inner)
+                for array in (scale, offset):
+                    if array is not None:
+                        leaf()
             case Sum(terms):
                 if len(terms) > MAX_TERMS:
                     raise ExprError(f"a sum of {len(terms)} terms; the format holds at most {MAX_TERMS}")
-                return bytes([_SUM, len(terms)]) + b"".join(node(term) for term in terms)
-            case Scatter(size, positions, inner):
-                return bytes([_SCATTER]) + put_varint(size) + leaf(positions) + node(inner)
+                parts[-1].extend((_SUM, len(terms)))
+                for term in terms:
+                    node(term)
+            case Scatter(size, _, inner):
+                parts[-1].extend(bytes([_SCATTER]) + put_varint(size))
+                leaf()
+                node(inner)
             case Permute(inner, order):
-                return bytes([_PERMUTE]) + _dims(order) + node(inner)
+                parts[-1].extend(bytes([_PERMUTE]) + _dims(order))
+                node(inner)
             case Reshape(inner, new):
-                return bytes([_RESHAPE]) + _dims(new) + node(inner)
+                parts[-1].extend(bytes([_RESHAPE]) + _dims(new))
+                node(inner)
 
-    return node(expr)
+    node(expr)
+    return tuple(map(bytes, parts))
+
+
+def encode_own(dtype: str, dims: tuple[int, ...], codec: Codec, nbytes: int) -> bytes:
+    """The entry of a leaf whose stream of that many bytes is in its tensor's payload."""
+    return bytes([_DTYPES.index(dtype) | codec << 4]) + _dims(dims) + put_varint(nbytes)
+
+
+def encode_borrowed(dtype: str, dims: tuple[int, ...], lender: Place) -> bytes:
+    """The entry of a leaf whose stream is another's."""
+    return bytes([_DTYPES.index(dtype) | _BORROWED << 4]) + _dims(dims) + b"".join(map(put_varint, lender))
 
 
 def encode_start(dtype: str, dims: tuple[int, ...]) -> bytes:
@@ -139,7 +174,7 @@ def encode_tied(target: int) -> bytes:
     return bytes([_TIED]) + put_varint(target)
 
 
-def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[str, str]) -> bytes:
+def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[str, str], version: int) -> bytes:
     """Magic, version, length, CRC and deflated header. `trees[i]` is start and tree of tensor `names[i]`."""
     extra = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode() if metadata else b""
     if len(extra) > MAX_METADATA:
@@ -156,7 +191,7 @@ def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[s
         raise FormatError(f"the header takes {len(plain)} bytes; the format holds at most {MAX_HEADER}")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     header = deflate.compress(plain) + deflate.flush()
-    fixed = _FIXED.pack(VERSION, len(header))
+    fixed = _FIXED.pack(version, len(header))
     return MAGIC + fixed + struct.pack("<I", zlib.crc32(fixed + header)) + header
 
 
@@ -169,9 +204,9 @@ def header_nbytes(prefix: bytes, where: str) -> int:
     if len(prefix) < PREFIX_NBYTES:
         raise FormatError(f"{where}: truncated: {len(prefix)} bytes, a .cw file begins with {PREFIX_NBYTES}")
     version, length = _FIXED.unpack_from(prefix, len(MAGIC))
-    if version != VERSION:
-        raise FormatError(f"{where}: format version {version}; this Codeword reads version {VERSION} (upgrade, or the "
-                          "file is corrupted)")  # fmt: skip
+    if version not in VERSIONS:
+        raise FormatError(f"{where}: format version {version}; this Codeword reads versions "
+                          f"{' and '.join(map(str, VERSIONS))} (upgrade, or the file is corrupted)")  # fmt: skip
     if length > MAX_HEADER:
         raise FormatError(f"{where}: a header of {length} bytes; at most {MAX_HEADER} are allowed")
     return length
@@ -190,10 +225,11 @@ def decode_header(prefix: bytes, deflated: bytes, where: str) -> tuple[tuple[Ent
         raise FormatError(f"{where}: the header does not inflate: {error}") from None
     if not inflate.eof or inflate.unused_data:
         raise FormatError(f"{where}: the header does not end where it must")
-    return _parse(Reader(plain, where), where)
+    return _parse(Reader(plain, where), fixed[0])
 
 
-def _parse(reader: Reader, where: str) -> tuple[tuple[Entry, ...], dict[str, str]]:
+def _parse(reader: Reader, version: int) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    where = reader.where
     count = reader.varint()
     if count > reader.left:  # a name takes two bytes at least: no list is made longer than the header itself
         raise FormatError(f"{where}: {count} tensors in a header of {reader.left} bytes")
@@ -203,7 +239,7 @@ def _parse(reader: Reader, where: str) -> tuple[tuple[Entry, ...], dict[str, str
     entries: list[Entry] = []
     for name in names:
         reader.where = f"{where}: tensor {name!r}"
-        entries.append(_entry(name, reader, entries))
+        entries.append(_entry(name, reader, version, entries))
     reader.where = f"{where}: metadata"
     return tuple(entries), _metadata(reader)
 
@@ -234,7 +270,7 @@ def _metadata(reader: Reader) -> dict[str, str]:
     return found
 
 
-def _entry(name: str, reader: Reader, before: list[Entry]) -> Entry:
+def _entry(name: str, reader: Reader, version: int, before: list[Entry]) -> Entry:
     tag = reader.byte()
     dtype, dims = _dtype(tag & 15, reader), _read_dims(reader, tag >> 4)
     if reader.data[reader.at : reader.at + 1] == bytes([_TIED]):
@@ -249,73 +285,100 @@ def _entry(name: str, reader: Reader, before: list[Entry]) -> Entry:
         if dtype != before[index].dtype:
             raise FormatError(f"{reader.where}: {dtype} tied to {before[index].name!r} of {before[index].dtype}")
         return Entry(name, dtype, dims, None, (), before[index].name)
-    infos: list[tuple[Codec, int]] = []
+    tree = _Tree(reader, version, before)
     try:
-        skeleton = _node(reader, infos, 0)
+        skeleton = tree.node(0)
     except ExprError as error:
         raise FormatError(f"{reader.where}: {error}") from None
     if math.prod(shape(skeleton)) != math.prod(dims):
         raise FormatError(f"{reader.where}: an expression of shape {shape(skeleton)} for a tensor of shape {dims}")
     if not fits_dtype(skeleton, DTYPES[dtype]):
         raise FormatError(f"{reader.where}: an expression of {result_dtype(skeleton)} for a tensor of {dtype}")
-    stored = tuple(LeafInfo(path, *info) for (path, _), info in zip(leaves(skeleton), infos, strict=True))
+    stored = tuple(replace(info, path=path) for (path, _), info in zip(leaves(skeleton), tree.infos, strict=True))
     return Entry(name, dtype, dims, skeleton, stored)
 
 
-def _node(reader: Reader, infos: list[tuple[Codec, int]], depth: int) -> Expr:
-    """Reads one node; leaves become zero-stride arrays, which have a shape and a dtype but no memory."""
-    if depth > MAX_DEPTH:
-        raise FormatError(f"{reader.where}: an expression deeper than {MAX_DEPTH}")
+class _Tree:
+    """Reads the nodes of one tensor; leaves become zero-stride arrays, which have a shape and a dtype but no memory."""
 
-    def leaf() -> np.ndarray:
+    def __init__(self, reader: Reader, version: int, before: Sequence[Entry]) -> None:
+        self.infos: list[LeafInfo] = []  # paths are not known while reading
+        self._reader = reader
+        self._version = version
+        self._before = before
+
+    def node(self, depth: int) -> Expr:
+        """The next node with all that it holds."""
+        reader = self._reader
+        if depth > MAX_DEPTH:
+            raise FormatError(f"{reader.where}: an expression deeper than {MAX_DEPTH}")
+        match tag := reader.byte():
+            case 0:
+                return Raw(self._leaf())
+            case 1:
+                codes = self._leaf()
+                lookup = Lookup(codes, self._leaf())
+                _check_elements(shape(lookup), reader)
+                return lookup
+            case 2:
+                flags, inner = reader.byte(), self.node(depth + 1)
+                if flags > 3:
+                    raise FormatError(f"{reader.where}: affine flags {flags} are unknown to version {self._version}")
+                scale = self._leaf() if flags & 1 else None
+                return Affine(inner, scale, self._leaf() if flags & 2 else None)
+            case 3:
+                count = reader.byte()
+                if count > MAX_TERMS:
+                    raise FormatError(f"{reader.where}: a sum of {count} terms; at most {MAX_TERMS} are allowed")
+                return Sum(tuple(self.node(depth + 1) for _ in range(count)))
+            case 4:
+                size = reader.varint()
+                if size > MAX_ELEMENTS:
+                    raise FormatError(
+                        f"{reader.where}: a scatter over {size} places; at most {MAX_ELEMENTS} are allowed"
+                    )
+                positions = self._leaf()
+                return Scatter(size, positions, self.node(depth + 1))
+            case 5:
+                order = _read_dims(reader, reader.varint(), bounded=False)
+                return Permute(self.node(depth + 1), order)
+            case 6:
+                new = _read_dims(reader, reader.varint())
+                return Reshape(self.node(depth + 1), new)
+            case _:
+                raise FormatError(f"{reader.where}: node {tag} is unknown to version {self._version}")
+
+    def _leaf(self) -> np.ndarray:
+        reader = self._reader
         tag = reader.byte()
-        dtype = DTYPES[_dtype(tag & 15, reader)]
-        try:
-            codec = Codec(tag >> 4)
-        except ValueError:
-            raise FormatError(f"{reader.where}: codec {tag >> 4} is unknown to version {VERSION}") from None
+        dtype, codec = _dtype(tag & 15, reader), tag >> 4
+        borrowed = codec == _BORROWED and self._version >= BORROWING
+        if not borrowed and codec not in _CODECS:
+            raise FormatError(f"{reader.where}: codec {codec} is unknown to version {self._version}")
         dims = _read_dims(reader, reader.varint())
-        infos.append((codec, reader.varint()))
-        if len(infos) > MAX_LEAVES:
+        if borrowed:
+            lender = Place(reader.varint(), reader.varint())
+            self.infos.append(LeafInfo("", dtype, dims, self._lent(lender, dtype, dims), 0, lender))
+        else:
+            self.infos.append(LeafInfo("", dtype, dims, Codec(codec), reader.varint()))
+        if len(self.infos) > MAX_LEAVES:
             raise FormatError(f"{reader.where}: more than {MAX_LEAVES} leaves")
-        return np.broadcast_to(np.zeros((), dtype), dims)
+        return np.broadcast_to(np.zeros((), DTYPES[dtype]), dims)
 
-    def node() -> Expr:
-        return _node(reader, infos, depth + 1)
-
-    match tag := reader.byte():
-        case 0:
-            return Raw(leaf())
-        case 1:
-            codes = leaf()
-            lookup = Lookup(codes, leaf())
-            _check_elements(shape(lookup), reader)
-            return lookup
-        case 2:
-            flags, inner = reader.byte(), node()
-            if flags > 3:
-                raise FormatError(f"{reader.where}: affine flags {flags} are unknown to version {VERSION}")
-            scale = leaf() if flags & 1 else None
-            return Affine(inner, scale, leaf() if flags & 2 else None)
-        case 3:
-            count = reader.byte()
-            if count > MAX_TERMS:
-                raise FormatError(f"{reader.where}: a sum of {count} terms; at most {MAX_TERMS} are allowed")
-            return Sum(tuple(node() for _ in range(count)))
-        case 4:
-            size = reader.varint()
-            if size > MAX_ELEMENTS:
-                raise FormatError(f"{reader.where}: a scatter over {size} places; at most {MAX_ELEMENTS} are allowed")
-            positions = leaf()
-            return Scatter(size, positions, node())
-        case 5:
-            order = _read_dims(reader, reader.varint(), bounded=False)
-            return Permute(node(), order)
-        case 6:
-            new = _read_dims(reader, reader.varint())
-            return Reshape(node(), new)
-        case _:
-            raise FormatError(f"{reader.where}: node {tag} is unknown to version {VERSION}")
+    def _lent(self, lender: Place, dtype: str, dims: tuple[int, ...]) -> Codec:
+        """The codec of the stream that a leaf of this dtype and shape borrows."""
+        where = f"{self._reader.where}: borrows leaf {lender.leaf} of tensor {lender.tensor}"
+        if lender.tensor >= len(self._before) or self._before[lender.tensor].tied_to is not None:
+            raise FormatError(f"{where}, which does not come before it or is tied")
+        entry = self._before[lender.tensor]
+        if lender.leaf >= len(entry.leaves):
+            raise FormatError(f"{where}, but {entry.name!r} has {len(entry.leaves)} leaves")
+        leaf = entry.leaves[lender.leaf]
+        if leaf.lender is not None:
+            raise FormatError(f"{where}, but {entry.name!r} has borrowed it itself")
+        if (leaf.dtype, leaf.shape) != (dtype, dims):
+            raise FormatError(f"{where} as {dtype} {dims}; in {entry.name!r} it is {leaf.dtype} {leaf.shape}")
+        return leaf.codec
 
 
 def _dims(dims: Sequence[int]) -> bytes:
@@ -339,5 +402,5 @@ def _check_elements(dims: tuple[int, ...], reader: Reader) -> None:
 
 def _dtype(tag: int, reader: Reader) -> str:
     if tag >= len(_DTYPES):
-        raise FormatError(f"{reader.where}: dtype {tag} is unknown to version {VERSION}")
+        raise FormatError(f"{reader.where}: dtype {tag} is unknown to versions up to {VERSIONS[-1]}")
     return _DTYPES[tag]

@@ -9,18 +9,20 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, decode_header, header_nbytes
+from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, Place, decode_header, header_nbytes
 from codeword.atomic import replacing
 from codeword.coding import decode_leaf
 from codeword.errors import FormatError
-from codeword.expr import DTYPES, Expr, Reshape, decode, leaves, nbytes, shape, with_leaves
+from codeword.expr import DTYPES, Expr, Reshape, decode, nbytes, shape, with_leaves
 
 DEFAULT_MAX_TENSOR_NBYTES = 1 << 34
+_LENT_NBYTES = 1 << 24  # of decoded leaves kept for those that borrow them
 
 
 class Artifact(Mapping[str, Expr]):
@@ -55,6 +57,12 @@ class Artifact(Mapping[str, Expr]):
         for entry in entries:
             self._offsets[entry.name] = offset
             offset += entry.nbytes
+        self._order = entries
+        self._index = {entry.name: index for index, entry in enumerate(entries)}
+        self._lent: dict[Place, np.ndarray | None] = {  # leaves that others borrow; None until decoded, or if too large
+            leaf.lender: None for entry in entries for leaf in entry.leaves if leaf.lender is not None
+        }
+        self._lent_room = _LENT_NBYTES
         if offset != payload_nbytes:
             word = "truncated" if offset > payload_nbytes else "too long"
             raise FormatError(f"{where}: {word}: the header declares {offset} bytes of tensors, has {payload_nbytes}")
@@ -104,7 +112,7 @@ class Artifact(Mapping[str, Expr]):
         return expr if shape(expr) == entry.shape else Reshape(expr, entry.shape)
 
     def decode(self, name: str) -> np.ndarray:
-        """The dense tensor, in the dtype and shape it came with. Raises KeyError, or FormatError if it is corrupted."""
+        """The dense tensor, perhaps read-only, in the dtype and shape it came with. Raises KeyError, FormatError."""
         entry = self.entries[name]
         with np.errstate(over="ignore", invalid="ignore"):  # a float32 beyond float16 becomes infinity, as a cast does
             return decode(self[name]).astype(DTYPES[entry.dtype], copy=False)
@@ -160,6 +168,11 @@ class Artifact(Mapping[str, Expr]):
                 f"{where}: may take {declared} bytes decoded, the limit is {self._max_tensor_nbytes}; "
                 "if you trust the file, open it with a larger max_tensor_nbytes"
             )
+        return with_leaves(entry.skeleton, self._leaves(entry, where))
+
+    def _streams(self, entry: Entry) -> Iterator[bytes]:
+        """The stream of each leaf, empty for borrowed ones, after a check of all together."""
+        where = f"{self._where}: tensor {entry.name!r}"
         with self._lock:
             self._file.seek(self._payload_at + self._offsets[entry.name])
             stream = self._file.read(entry.nbytes)
@@ -168,12 +181,28 @@ class Artifact(Mapping[str, Expr]):
         (checksum,) = struct.unpack("<I", stream[-CRC_NBYTES:])
         if zlib.crc32(memoryview(stream)[:-CRC_NBYTES]) != checksum:
             raise FormatError(f"{where}: the checksum does not match: the file is corrupted; get it again")
-        return with_leaves(entry.skeleton, self._leaves(entry, entry.skeleton, stream, where))
-
-    @staticmethod
-    def _leaves(entry: Entry, skeleton: Expr, stream: bytes, where: str) -> Iterator[np.ndarray]:
         at = 0
-        for info, (path, like) in zip(entry.leaves, leaves(skeleton), strict=True):
-            data = stream[at : at + info.nbytes]
-            at += info.nbytes
-            yield decode_leaf(info.codec, data, like.dtype, like.shape, f"{where}, {path}")
+        for leaf in entry.leaves:
+            yield stream[at : at + leaf.nbytes]
+            at += leaf.nbytes
+
+    def _leaves(self, entry: Entry, where: str) -> Iterator[np.ndarray]:
+        index = self._index[entry.name]
+        for at, (leaf, stream) in enumerate(zip(entry.leaves, self._streams(entry), strict=True)):
+            place = Place(index, at) if leaf.lender is None else leaf.lender
+            array = self._lent.get(place)
+            if array is None:
+                if leaf.lender is not None:
+                    lender = self._order[place.tensor]
+                    stream = next(islice(self._streams(lender), place.leaf, None))
+                array = decode_leaf(leaf.codec, stream, DTYPES[leaf.dtype], leaf.shape, f"{where}, {leaf.path}")
+                if place in self._lent:
+                    self._keep(place, array)
+            yield array
+
+    def _keep(self, place: Place, array: np.ndarray) -> None:
+        """Keep a lent leaf, so that the lender is not read again for each that borrows from it."""
+        if array.nbytes <= self._lent_room:
+            self._lent_room -= array.nbytes
+            array.flags.writeable = False  # it is to be in several expressions
+            self._lent[place] = array

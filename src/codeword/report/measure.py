@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from codeword.artifact import Artifact
+from codeword.artifact import Artifact, Entry
 from codeword.errors import MismatchError
-from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, lookups
+from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, lookups, shape
 from codeword.expr import is_float as has_float_dtype
 from codeword.sources import Source
 
@@ -22,7 +22,7 @@ class TensorReport(msgspec.Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    method: str  # what the expression is: "shared", "shared, scaled rows", "raw", "tied to NAME", ...
+    method: str  # what the expression is: "shared", "shared, scaled rows; codebook in NAME", "raw", "tied to NAME", ...
     n_clusters: int | None  # codewords of the largest codebook
     sparsity: float  # share of decoded values that are zero, 0..1
     nbytes: int  # streams and checksum in the file
@@ -77,7 +77,7 @@ def _tensor(artifact: Artifact, name: str, original: Source | None) -> TensorRep
         name=name,
         shape=entry.shape,
         dtype=entry.dtype,
-        method=describe(expr) if entry.tied_to is None else f"tied to {entry.tied_to}",
+        method=_method(artifact, entry, expr),
         n_clusters=max(codebooks, default=None),
         sparsity=float(np.count_nonzero(dense == 0)) / max(dense.size, 1),
         nbytes=entry.nbytes,
@@ -85,6 +85,18 @@ def _tensor(artifact: Artifact, name: str, original: Source | None) -> TensorRep
         sqnr_db=sqnr,
         exact=exact,
     )
+
+
+def _method(artifact: Artifact, entry: Entry, expr: Expr) -> str:
+    if entry.tied_to is not None:
+        return f"tied to {entry.tied_to}"
+    parts: dict[int, list[str]] = {}
+    for leaf in entry.leaves:
+        if leaf.lender is not None:  # the last word of a path says what a leaf is
+            parts.setdefault(leaf.lender.tensor, []).append(leaf.path.rpartition(".")[2])
+    names = list(artifact) if parts else []
+    borrowed = (f"{', '.join(dict.fromkeys(each))} in {names[lender]}" for lender, each in parts.items())
+    return "; ".join([describe(expr), *borrowed])
 
 
 def describe(expr: Expr) -> str:
@@ -101,6 +113,8 @@ def describe(expr: Expr) -> str:
                 what += ", offset"
             if scale is None or scale.size == 1:
                 return what  # one step for all is part of the codebook
+            if scale.dtype.kind in "ub" and scale.shape == shape(inner) and not np.any(scale > 1):
+                return f"pruned, {what}"  # a mask
             rows = scale.size == scale.shape[0]
             return f"{what}, scaled {'rows' if rows else 'kernels'}"
         case Sum(terms):
