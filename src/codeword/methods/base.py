@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from codeword.expr import Affine, Expr, Lookup, Reshape
+from codeword.expr import DTYPES, Affine, Expr, Lookup, Reshape
 
 Granularity: TypeAlias = Literal["tensor", "row"]
+CodebookDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+LEAST_FLOAT = 2.0**-149  # of float32, denormals included
 _LEAST_SCALE = 2.0**-126  # the smallest normal float32: a smaller divisor may round to zero
 
 
@@ -87,3 +89,20 @@ def shared(
     if scales.relative is not None:
         expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
     return Reshape(expr, shape)
+
+
+def narrowed(codebook: np.ndarray, dtype: CodebookDtype) -> tuple[np.ndarray, float]:
+    """(codebook, step): values of that dtype that times step, a float32, are the codebook's."""
+    top = float(np.abs(codebook).max())
+    limits = ml_dtypes.finfo(DTYPES["float32" if dtype == "int8" else dtype])
+    low, most = 1024 * float(limits.smallest_normal), float(limits.max)
+    if dtype == "int8":
+        step = float(np.float32(top / 127)) or LEAST_FLOAT if top > 0 else 1.0
+        if step * 127 > most:
+            step = float(np.nextafter(np.float32(step), np.float32(0)))
+        return np.clip(np.rint(codebook / step), -127, 127).astype(np.int8), step
+    if dtype != "float32" and top > 0 and not low <= top <= most:  # too large, or denormal: divide by a power of two
+        step = max(2.0 ** math.floor(math.log2(top)), LEAST_FLOAT)
+        below_2 = 2 - float(limits.eps)  # 2 * 2**127 is no float
+        return np.clip(codebook / step, -below_2, below_2).astype(DTYPES[dtype]), step
+    return np.clip(codebook, -most, most).astype(DTYPES[dtype]), 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import ml_dtypes
 import msgspec
@@ -14,11 +14,17 @@ from codeword.errors import PlanError
 from codeword.expr import DTYPES, Affine, Expr, Lookup, Raw, Reshape, Sum, decode, leaves
 from codeword.math.templates import fit_gains, fit_offsets, kernel_templates, match_templates
 from codeword.math.vectors import Engine, assign_vectors, kmeans_vectors
-from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of
+from codeword.methods.base import (
+    LEAST_FLOAT,
+    CodebookDtype,
+    Granularity,
+    Scales,
+    as_rows,
+    narrowed,
+    row_scales,
+    rows_of,
+)
 from codeword.methods.scalar import round_mantissa
-
-CodebookDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
-_LEAST_FLOAT = 2.0**-149  # of float32, denormals included
 
 
 class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="product", forbid_unknown_fields=True):
@@ -196,7 +202,7 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
     def _unit(self, top: float) -> float:
         """The power of two that places the largest value below, but not far below, the largest of the dtype."""
         room = (15, 8, 2)[(self.mantissa_bits > 2) + (self.mantissa_bits > 3)]
-        return max(2.0 ** (math.floor(math.log2(top)) + 2 - room), _LEAST_FLOAT) if top > 0 else 1.0
+        return max(2.0 ** (math.floor(math.log2(top)) + 2 - room), LEAST_FLOAT) if top > 0 else 1.0
 
     def _rounded(self, values: np.ndarray) -> np.ndarray:
         dtype = "float8_e5m2" if self.mantissa_bits < 3 else "float8_e4m3" if self.mantissa_bits == 3 else "bfloat16"
@@ -213,20 +219,3 @@ def _pays(more: Expr, less: Expr, kernels: np.ndarray, h: np.ndarray) -> bool:
         sse = float(np.sum(h * np.square(decode(expr).astype(np.float64) - kernels)))
         log_gain -= sign * math.log2(max(sse, 1e-300))
     return log_gain > 2 * extra / kernels.size
-
-
-def narrowed(codebook: np.ndarray, dtype: CodebookDtype) -> tuple[np.ndarray, float]:
-    """(codebook, step): values of that dtype that times step, a float32, are the codebook's."""
-    top = float(np.abs(codebook).max())
-    limits = ml_dtypes.finfo(DTYPES["float32" if dtype == "int8" else dtype])
-    low, most = 1024 * float(limits.smallest_normal), float(limits.max)
-    if dtype == "int8":
-        step = float(np.float32(top / 127)) or _LEAST_FLOAT if top > 0 else 1.0
-        if step * 127 > most:
-            step = float(np.nextafter(np.float32(step), np.float32(0)))
-        return np.clip(np.rint(codebook / step), -127, 127).astype(np.int8), step
-    if dtype != "float32" and top > 0 and not low <= top <= most:  # too large, or denormal: divide by a power of two
-        step = max(2.0 ** math.floor(math.log2(top)), _LEAST_FLOAT)
-        below_2 = 2 - float(limits.eps)  # 2 * 2**127 is no float
-        return np.clip(codebook / step, -below_2, below_2).astype(DTYPES[dtype]), step
-    return np.clip(codebook, -most, most).astype(DTYPES[dtype]), 1.0
