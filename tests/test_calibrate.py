@@ -179,10 +179,10 @@ def test_data_and_importance_are_one_too_many():
     ("name", "h", "says"),
     [
         ("w.weight", np.ones((4, 4), np.float32), r"'w.weight' has shape \(4, 4\), the tensor \(4, 3\)"),
-        ("w.weight", np.full((4, 3), -1.0), "'w.weight' must be finite, >= 0"),
-        ("w.weight", np.zeros((4, 3)), "'w.weight' must be .* not zero everywhere"),
-        ("w.weight", np.full((4, 3), np.nan), "'w.weight' must be finite"),
-        ("w.weight", np.full((4, 3), np.inf), "'w.weight' must be finite"),
+        ("w.weight", np.full((4, 3), -1.0), r"'w.weight' is -1.0 at \[0, 0\]; it must be finite, >= 0"),
+        ("w.weight", np.zeros((4, 3)), "'w.weight' is zero everywhere; leave it out"),
+        ("w.weight", np.where(np.arange(12.0).reshape(4, 3) == 7, np.nan, 1), r"'w.weight' is nan at \[2, 1\]"),
+        ("w.weight", np.full((4, 3), np.inf), "'w.weight' is inf at"),
         ("W.weight", np.ones((4, 3)), "no tensor 'W.weight'"),
     ],
 )

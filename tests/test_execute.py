@@ -173,7 +173,8 @@ def test_what_cannot_be_approximated_is_said():
     mask = np.triu(np.full((48, 48), np.finfo(np.float32).min, np.float32), 1)
     plan = Plan((Rule("*", RateAware(0.03, granularity="tensor")),))
     made = codeword.fit({"mask": mask, "w": NET["b.weight"]}, plan=plan)
-    assert made.kept == {"mask": "too near the largest value of its dtype to be approximated"}
+    assert list(made.kept) == ["mask"]
+    assert made.kept["mask"].startswith("too near the largest value of its dtype")
     np.testing.assert_array_equal(made.artifact.decode("mask"), mask)
 
 

@@ -258,7 +258,9 @@ def _kept(
             raw = isinstance(artifact.entries[info.name].skeleton, Raw)
             if raw and not isinstance(methods[info.name], Keep) and info.dtype in FLOATS:
                 reasons[info.name] = (
-                    "too near the largest value of its dtype to be approximated" if info.size else "empty"
+                    "too near the largest value of its dtype, or too small for float32, to be approximated"
+                    if info.size
+                    else "empty"
                 )
             continue
         if info.name not in lossy:

@@ -86,8 +86,13 @@ def check_importance(importance: dict[str, np.ndarray], infos: Iterable[TensorIn
             raise PlanError(f"importance: there is no tensor {name!r}; leave it out")
         if h.shape != known[name].shape:
             raise PlanError(f"importance of {name!r} has shape {h.shape}, the tensor {known[name].shape}")
-        if not np.isfinite(h).all() or (h < 0).any() or not (h > 0).any():
-            raise PlanError(f"importance of {name!r} must be finite, >= 0 and not zero everywhere")
+        wrong = ~(np.isfinite(h) & (h >= 0))
+        if wrong.any():
+            place = np.unravel_index(int(np.argmax(wrong)), h.shape)
+            where = [int(i) for i in place]
+            raise PlanError(f"importance of {name!r} is {h[place]} at {where}; it must be finite, >= 0")
+        if h.size and not h.any():
+            raise PlanError(f"importance of {name!r} is zero everywhere; leave it out to weigh all alike")
     return importance
 
 

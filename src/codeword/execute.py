@@ -15,7 +15,7 @@ import numpy as np
 
 from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
 from codeword.errors import NonFiniteError, PlanError, WorkerError
-from codeword.expr import FLOATS, Expr, decode, dtype_name, shape
+from codeword.expr import FLOATS, Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, dtype_name, shape
 from codeword.methods import Keep, Method
 from codeword.sources import Source, TensorInfo
 
@@ -84,19 +84,22 @@ def tensor_seed(seed: int, name: str) -> np.random.Generator:
 def compress_tensor(
     source: Source, info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
 ) -> CodedTensor:
-    """Load, compress and code one tensor; losslessly if its codewords would lie beyond what its dtype can hold."""
+    """Load, compress and code one tensor; losslessly if its dtype or float32 could not hold its codewords."""
     if isinstance(method, Keep) and method.mantissa_bits is None:
         weight, finite = source.load(info.name), True
     else:
         weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
-    chosen = method if finite else Keep()
-    with np.errstate(over="ignore"):  # what overflows is found below
-        expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+    chosen = method if finite and not _vanishes(weight) else Keep()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows, and becomes NaN from there, is found below
+        try:
+            expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+        except PlanError as error:
+            raise PlanError(f"tensor {info.name!r}: {error}") from error
+    if shape(expr) != info.shape:
+        raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
     if finite and not _stays_finite(weight, expr):
         expr = Keep().compress(weight, None, generator=tensor_seed(seed, info.name))
     del weight
-    if shape(expr) != info.shape:
-        raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
     return code_tensor(info.name, info.dtype, info.shape, expr)
 
 
@@ -161,10 +164,35 @@ def _stays_finite(weight: np.ndarray, expr: Expr) -> bool:
     if dtype_name(weight.dtype) not in FLOATS or not weight.size:
         return True
     limit = min(float(ml_dtypes.finfo(weight.dtype).max), float(np.finfo(np.float32).max))
-    if max(float(weight.max()), -float(weight.min())) < limit / 4:
+    if _bound(expr) < limit / 2:
         return True  # no need to decode
     with np.errstate(over="ignore", invalid="ignore"):
         return _first_nonfinite(decode(expr).astype(weight.dtype, copy=False)) is None
+
+
+def _bound(expr: Expr) -> float:
+    """What no decoded value exceeds in size, from the leaves alone; NaN or infinite where one of them is."""
+    match expr:
+        case Raw(values):
+            return _top(values)
+        case Lookup(_, codebook):
+            return _top(codebook)
+        case Affine(inner, scale, offset):
+            scaled = _bound(inner) * (1.0 if scale is None else _top(scale))
+            return scaled + (0.0 if offset is None else _top(offset))
+        case Sum(terms):
+            return sum(map(_bound, terms))
+        case Scatter(inner=inner) | Permute(inner) | Reshape(inner):
+            return _bound(inner)
+
+
+def _top(values: np.ndarray) -> float:
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0
+
+
+def _vanishes(weight: np.ndarray) -> bool:
+    """Whether float64 values are nothing, or next to nothing, in float32, where clustering works."""
+    return dtype_name(weight.dtype) == "float64" and 0 < _top(weight) < float(np.finfo(np.float32).smallest_normal)
 
 
 def _first_nonfinite(weight: np.ndarray) -> int | None:

@@ -88,7 +88,10 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
         s0, s1, s2 = (np.diff(part[edges]) for part in bins.prefix)
         if free:
             means = np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), codewords)
-            codewords = np.where(codewords == 0, 0.0, means)
+            codewords, first = np.unique(np.where(codewords == 0, 0.0, means), return_index=True)
+            if len(first) < len(means) or np.any(np.diff(first) < 0):  # cells without importance, or past the zero
+                prices = prices[first]
+                continue
         sse = float(np.sum(np.maximum(s2 - 2 * codewords * s1 + codewords**2 * s0, 0)))
         prices = code_prices(members)
         bits = float(members @ prices)

@@ -37,9 +37,10 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
     """The optimal clustering of bins into at most k intervals (fewer if there are fewer distinct values).
 
     zero: 0 is one of the codewords (pruned weights stay exactly zero); the cluster it belongs to is then the one whose
-    mean is nearest, and the others are as without.
+    mean is nearest, and the others are as without. If the values are fewer than k, it is one more.
     """
     m = len(bins.values)
+    spare = k > m
     k = min(k, m)
     if k == m:
         edges = np.arange(m + 1)
@@ -47,7 +48,10 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
         starts, _, backs = _coarse(bins, k)
         edges = _refine(bins, starts[_trace(backs, k, len(starts) - 1)])
     codebook = _means(bins, edges)
-    if zero and len(codebook):
+    if zero and spare and not (codebook == 0).any():
+        at = int(np.searchsorted(codebook, 0.0))
+        codebook, edges = np.insert(codebook, at, 0.0), np.insert(edges, at, edges[at])
+    elif zero and len(codebook):
         codebook[np.argmin(np.abs(codebook))] = 0.0
         codebook.sort()
     s0, s1, s2 = (part[edges[1:]] - part[edges[:-1]] for part in bins.prefix)

@@ -73,6 +73,7 @@ def kmeans_vectors(
     distinct = _distinct(vectors, k)
     if distinct is not None:
         return distinct
+    k = min(k, len(vectors))  # distinct ones may pass for equal
     problem = _problem(vectors, importance)
     trained = problem
     if len(vectors) > _TRAINED * k:

@@ -14,6 +14,7 @@ Granularity: TypeAlias = Literal["tensor", "row"]
 CodebookDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 LEAST_FLOAT = 2.0**-149  # of float32, denormals included
 _LEAST_SCALE = 2.0**-126  # the smallest normal float32: a smaller divisor may round to zero
+_MOST_SCALE = 1.75 * 2.0**127  # of two bits of mantissa that float32 holds: a larger one would round to infinity
 
 
 @runtime_checkable
@@ -58,7 +59,7 @@ def row_scales(rows: np.ndarray) -> Scales:
     if not top > 0:
         return Scales(None, 1.0)
     unit = max(2.0 ** math.floor(math.log2(top)), _LEAST_SCALE * 2.0**14)
-    return Scales(np.maximum(norms / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
+    return Scales(np.maximum(np.minimum(norms, _MOST_SCALE) / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
 
 
 def root_mean_square(rows: np.ndarray) -> float:
