@@ -138,6 +138,32 @@ def test_an_impossible_target_gives_the_nearest_file(tmp_path, target):
     assert codeword.verify(path, LENET) == []
 
 
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (np.full((30, 40), 0.3, np.float32), "the lossless file has 4"),
+        (np.full((30, 40), np.finfo(np.float32).max), "the lossless file has 4"),
+        (np.zeros((0, 3), np.float32), "the smallest file there is has 3"),
+        (np.array([2.0], np.float32), "the smallest file there is has 3"),
+    ],
+    ids=["constant", "constant of the largest", "empty", "one weight"],
+)
+def test_a_net_that_no_target_fits_is_written_as_it_is(tmp_path, weight, says):
+    source, path = write(tmp_path / "net.safetensors", {"w": weight}), tmp_path / "net.cw"
+    result = runner.invoke(app, ["compress", str(source), "-o", str(path), "--target", "8x"])
+    assert result.exit_code == 6, result.output
+    assert says in result.stderr
+    np.testing.assert_array_equal(codeword.load(path).decode("w"), weight)
+
+
+def test_a_plan_that_a_tensor_does_not_fit_names_both(tmp_path, out):
+    source = write(tmp_path / "net.safetensors", {"fc.weight": np.ones((3, 5), np.float32)})
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[rule]]\ntensors = "*"\nmethod = "product"\ncluster_dim = 2\n')
+    says = ["'fc.weight'", "cluster_dim 2", "(3, 5)", "valid are 5"]
+    fails("compress", source, "-o", out, "--plan", plan, code=5, says=says)
+
+
 def test_target_and_plan_exclude_each_other(tmp_path, out):
     plan = tmp_path / "plan.toml"
     plan.write_text('[[rule]]\ntensors = "*"\nmethod = "keep"\n')
