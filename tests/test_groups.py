@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from codeword.expr import DTYPES
+import codeword
+from codeword import Keep, KMeans, Plan, Rule
+from codeword.errors import PlanError
+from codeword.expr import DTYPES, decode, lookups, shape
 from codeword.kernels import chunks, groups, native
 from codeword.kernels.groups import cluster_groups, cluster_groups_numpy
 from codeword.math.bins import make_bins
 from codeword.math.kmeans import kmeans
+from codeword.methods import scalar
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SMALL = st.integers(-6, 6).map(float)
@@ -234,3 +238,151 @@ def test_groups_that_are_none_are_refused():
         cluster_groups(np.zeros((3, 2), np.float32), None, 0)
     with pytest.raises(ValueError, match="differ in shape"):
         cluster_groups(np.zeros((3, 2), np.float32), np.ones((3, 3)), 2)
+
+
+# -- the method ---------------------------------------------------------------------------------------------------
+
+
+def compress(method, weight, importance=None):
+    return method.compress(weight, importance, generator=np.random.default_rng(0))
+
+
+def normal(*dims):
+    return np.random.default_rng(7).normal(size=dims).astype(np.float32)
+
+
+def error(expr, weight):
+    return float(np.sum((decode(expr).astype(np.float64) - weight.astype(np.float64)) ** 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("size", [1, 2, 4, 12])
+@pytest.mark.parametrize("dims", [(12, 30), (12, 5, 3, 3)])
+def test_rows_share_codebooks(dims, size, granularity, dtype):
+    weight = normal(*dims) * np.geomspace(0.1, 9, 12, dtype=np.float32).reshape(12, *[1] * (len(dims) - 1))
+    method = KMeans(5, granularity=granularity, group_size=size, codebook_dtype=dtype)
+    expr = compress(method, weight)
+    (lookup,) = lookups(expr)
+    assert lookup.codes.shape == (12 // size, size, weight[0].size)
+    assert lookup.codebook.shape == (12 // size, 5, 1)
+    assert lookup.codebook.dtype == DTYPES[dtype]
+    assert decode(expr).shape == dims
+    alone = [compress(KMeans(5), rows) for rows in np.split(weight, 12 // size)]
+    best = sum(error(one, rows) for one, rows in zip(alone, np.split(weight, 12 // size), strict=True))
+    if granularity == "tensor" or size == 1:  # a scale in common changes nothing
+        assert error(expr, weight) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_codebook_for_each_row_has_less_error_than_one_for_all():
+    weight = normal(64, 200)
+    errors = [error(compress(KMeans(8, group_size=size), weight), weight) for size in (1, 4, 16, 64, None)]
+    assert errors == sorted(errors)
+    assert errors[3] == errors[4]
+    assert errors[0] < 0.95 * errors[4]
+
+
+def test_importance_and_zero_go_to_the_groups():
+    weight = np.where(np.abs(normal(6, 50)) < 0.7, 0, normal(6, 50)).astype(np.float32)
+    found = decode(compress(KMeans(4, group_size=2, zero=True), weight))
+    assert not found[weight == 0].any()
+    importance = np.ones((6, 50), np.float32)
+    importance[:, 7] = 1e6
+    heavy = decode(compress(KMeans(4, group_size=1), weight, importance))
+    np.testing.assert_allclose(heavy[:, 7], weight[:, 7], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_groups_too_large_to_sort_are_clustered_on_bins(size, monkeypatch):
+    weight = normal(6, 40)
+    expected = compress(KMeans(4, group_size=size), weight)
+    monkeypatch.setattr(scalar, "LARGEST", 39)
+    found = compress(KMeans(4, group_size=size), weight)
+    assert error(found, weight) == pytest.approx(error(expected, weight), rel=1e-9)
+    constant = np.repeat(np.arange(6, dtype=np.float32), 40).reshape(6, 40)
+    np.testing.assert_array_equal(decode(compress(KMeans(4, group_size=size), constant)), constant)
+
+
+def test_many_groups_come_in_parts(monkeypatch):
+    weight = normal(9, 20)
+    for granularity in ("tensor", "row"):
+        method = KMeans(3, granularity=granularity, group_size=1)
+        expected = decode(compress(method, weight, np.abs(weight)))
+        with monkeypatch.context() as patch:
+            patch.setattr(scalar, "_AT_ONCE", 50)
+            np.testing.assert_array_equal(decode(compress(method, weight, np.abs(weight))), expected)
+
+
+def test_codewords_that_no_group_uses_are_not_stored():
+    weight = np.tile(np.arange(3, dtype=np.float32), (4, 5))
+    (lookup,) = lookups(compress(KMeans(16, group_size=1), weight))
+    assert lookup.codebook.tolist() == [[[0], [1], [2]]] * 4
+    assert lookup.codes.dtype == np.uint8
+
+
+@pytest.mark.parametrize("scale", [1e30, 1.0, 1e-30, 1e-44])
+def test_float16_codebooks_hold_any_scale(scale):
+    weight = (normal(4, 100) * scale).astype(np.float32)
+    found = decode(compress(KMeans(8, group_size=2, codebook_dtype="float16"), weight))
+    wide = decode(compress(KMeans(8, group_size=2), weight))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, wide, rtol=2e-3, atol=1e-44)
+
+
+def test_vectors_have_one_codebook():
+    for dims in ((), (1,), (17,)):
+        assert shape(compress(KMeans(4, group_size=8), normal(*dims))) == dims
+    assert shape(compress(KMeans(4, group_size=8), normal(0, 3))) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "near"), [(10, 4, "2 and 5 do"), (64, 48, "32 and 64 do"), (7, 3, "1 and 7 do"), (5, 8, "5 does")]
+)
+def test_a_group_size_that_does_not_divide_the_rows(rows, size, near):
+    with pytest.raises(PlanError, match=rf"group_size {size} does not divide the {rows} rows of shape .*; {near}"):
+        compress(KMeans(4, group_size=size), normal(rows, 6))
+
+
+def test_options_that_are_wrong():
+    with pytest.raises(PlanError, match="group_size must be at least 1, got 0"):
+        KMeans(4, group_size=0)
+    with pytest.raises(PlanError, match="codebook_dtype"):
+        Plan.from_dict({"rule": [{"tensors": "*", "method": "kmeans", "n_clusters": 4, "codebook_dtype": "int8"}]})
+
+
+# -- all the way --------------------------------------------------------------------------------------------------
+
+
+def test_the_torch_twin_of_groups():
+    pytest.importorskip("torch")
+    from codeword.nn import TorchExpr
+
+    for granularity in ("tensor", "row"):
+        expr = compress(KMeans(5, granularity=granularity, group_size=3, codebook_dtype="float16"), normal(12, 5, 3, 3))
+        twin = TorchExpr(expr)
+        np.testing.assert_array_equal(twin().detach().numpy(), decode(expr))
+        np.testing.assert_array_equal(decode(twin.to_expr()), decode(expr))
+
+
+def test_lenet5_with_a_codebook_for_each_row(tmp_path):
+    torch = pytest.importorskip("torch")
+    from codeword.nn import load_into, swap
+    from codeword.zoo import digits, lenet5, lenet5_trained
+
+    plan = Plan((Rule("*.weight", KMeans(8, group_size=1, codebook_dtype="float16")), Rule("*", Keep())))
+    plan.save(tmp_path / "plan.toml")
+    assert Plan.load(tmp_path / "plan.toml") == plan
+    model = lenet5_trained()
+    codeword.compress(model, plan=plan).save(tmp_path / "model.cw")
+    with codeword.load(tmp_path / "model.cw") as artifact:
+        found = {tensor.name: tensor for tensor in codeword.inspect(artifact).tensors}
+        assert found["conv2.weight"].method == "shared, a codebook per row"
+        assert found["conv2.weight"].n_clusters == 8
+        x, y = digits()
+        images = torch.from_numpy(x)
+        swapped = swap(model, artifact).eval()
+        load_into(dense := lenet5(), artifact)
+        with torch.no_grad():
+            torch.testing.assert_close(swapped(images), dense.eval()(images), rtol=0, atol=0)
+            right = swapped(images).argmax(1).numpy() == y
+    assert right.mean() >= 0.98

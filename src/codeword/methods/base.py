@@ -74,15 +74,25 @@ def rows_of(importance: np.ndarray | None) -> np.ndarray | None:
 
 
 def shared(
-    codes: np.ndarray, codebook: np.ndarray, scales: Scales, shape: tuple[int, ...], grid: float | None = None
+    codes: np.ndarray,
+    codebook: np.ndarray,
+    scales: Scales,
+    shape: tuple[int, ...],
+    grid: float | None = None,
+    dtype: CodebookDtype = "float32",
 ) -> Expr:
-    """The expression of weight sharing from codes (r, c) and a codebook (k,) for scaled weights.
+    """The expression of weight sharing from codes (r, c) and a codebook (k,) for scaled weights, stored as dtype.
 
-    With a grid the codebook is stored as whole numbers, which take a few bytes however many they are, and a step.
+    Codebooks (g, k) are those of g groups of rows. With a grid the one codebook is stored as whole numbers, which take
+    a few bytes however many they are, and a step.
     """
     expr: Expr
     if grid is None:
-        expr = Lookup(codes[None], (codebook * scales.unit).astype(np.float32).reshape(1, -1, 1))
+        books = np.atleast_2d(codebook)
+        narrow, unit = narrowed(books * scales.unit, dtype)
+        expr = Lookup(codes.reshape(len(books), -1, codes.shape[1]), narrow[..., None])
+        if unit != 1:
+            expr = Affine(expr, np.full((1, 1, 1), unit, np.float32))
     else:
         steps = np.rint(codebook / grid)
         whole = steps.astype(np.int8 if np.abs(steps).max() < 128 else np.int16)

@@ -12,6 +12,7 @@ from codeword.errors import PlanError
 from codeword.expr import Expr, Raw, dtype_name
 from codeword.kernels.assign import assign, assign_weighted, cluster_sums
 from codeword.kernels.compensate import assign_compensated
+from codeword.kernels.groups import LARGEST, cluster_groups
 from codeword.math.bins import Bins, make_bins
 from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, code_prices, ecsq
 from codeword.math.kmeans import kmeans, midpoints
@@ -21,6 +22,7 @@ from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square
 # and a single spacing makes the size of a file fall without jumps as lambda grows.
 _COMPENSATED_SPACING = 4.6
 _SAMPLE = 1 << 19  # weights that prices are learned from
+_AT_ONCE = 1 << 22  # weights of groups that are clustered together
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
 
@@ -42,31 +44,81 @@ class Keep(msgspec.Struct, frozen=True, tag_field="method", tag="keep", forbid_u
 
 
 class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forbid_unknown_fields=True):
-    """Optimal scalar clustering to `n_clusters` codewords (Wu 1991; methods A0), one codebook for the tensor.
+    """Optimal scalar clustering to `n_clusters` codewords (Wu 1991; methods A0), one codebook for the tensor or more.
 
-    granularity "row": each output row is divided by its own scale before all rows are clustered together.
-    zero: 0 is one of the codewords.
+    granularity "row": each output row is divided by its own scale before rows are clustered together. zero: 0 is one of
+    the codewords. group_size: rows that share a codebook, None for all; divides the number of rows. A vector is one
+    row, with one codebook whatever the group_size. codebook_dtype "float16" makes many codebooks half as large; those
+    below 2**-14 of the largest then lose precision.
     """
 
     n_clusters: int
     granularity: Granularity = "tensor"
     zero: bool = False
+    group_size: int | None = None
+    codebook_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_clusters <= 1 << 16:
             raise PlanError(f"kmeans: n_clusters must lie in 1..65536, got {self.n_clusters}")
+        if self.group_size is not None and self.group_size < 1:
+            raise PlanError(f"kmeans: group_size must be at least 1, got {self.group_size}")
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
-        """Lookup, under an Affine of row scales if the granularity is "row"."""
+        """Lookup, under an Affine of the codebooks' unit if they need one and of row scales if asked for."""
         del generator
         rows, h = as_rows(weight), rows_of(importance)
         if not rows.size:
             return Raw(weight)
         scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
         divisor = scales.divisor(len(rows))
-        clusters = kmeans(make_bins(rows, divisor, h), self.n_clusters, zero=self.zero)
-        codes, codebook = assigned(rows, divisor, h, clusters.codebook, zero=self.zero)
-        return shared(codes, codebook, scales, weight.shape)
+        codes, codebooks = self._clustered(rows, divisor, h, self._per_codebook(weight.shape, len(rows)))
+        return shared(codes, codebooks, scales, weight.shape, dtype=self.codebook_dtype)
+
+    def _per_codebook(self, shape: tuple[int, ...], rows: int) -> int:
+        """Rows that share a codebook."""
+        size = self.group_size
+        if size is None or len(shape) < 2:
+            return rows
+        if rows % size:
+            divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+            near = [max(n for n in divisors if n < size), *[n for n in divisors if n > size][:1]]
+            raise PlanError(
+                f"kmeans: group_size {size} does not divide the {rows} rows of shape {shape}; "
+                f"{' and '.join(map(str, near))} {'does' if len(near) == 1 else 'do'}"
+            )
+        return size
+
+    def _clustered(
+        self, rows: np.ndarray, divisor: np.ndarray | None, h: np.ndarray | None, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (r, c) and codebooks (g, k) of g groups of `size` rows."""
+        if size == len(rows):
+            clusters = kmeans(make_bins(rows, divisor, h), self.n_clusters, zero=self.zero)
+            codes, codebook = assigned(rows, divisor, h, clusters.codebook, zero=self.zero)
+            return codes, codebook[None]
+        m = size * rows.shape[1]
+        at_once = size if m > LARGEST else size * max(1, _AT_ONCE // m)
+        found = []
+        for at in range(0, len(rows), at_once):
+            where = slice(at, at + at_once)
+            scale, weights = (None if array is None else array[where] for array in (divisor, h))
+            if m > LARGEST:
+                found.append(self._clustered(rows[where], scale, weights, size))
+            else:
+                found.append(self._sorted(rows[where], scale, weights, m))
+        k = max(int(codes.max()) for codes, _ in found) + 1
+        books = [np.pad(books, ((0, 0), (0, max(0, k - books.shape[1]))), mode="edge")[:, :k] for _, books in found]
+        return np.concatenate([codes for codes, _ in found]), np.concatenate(books)
+
+    def _sorted(
+        self, rows: np.ndarray, divisor: np.ndarray | None, h: np.ndarray | None, m: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same for groups of m <= LARGEST values."""
+        values = rows if divisor is None else rows.astype(np.float32) / divisor[:, None]
+        importance = None if h is None else h.reshape(-1, m)
+        found = cluster_groups(values.reshape(-1, m), importance, self.n_clusters, zero=self.zero)
+        return found.codes.reshape(rows.shape), found.codebooks
 
 
 class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware", forbid_unknown_fields=True):

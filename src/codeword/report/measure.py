@@ -106,7 +106,8 @@ def describe(expr: Expr) -> str:
             return "raw"
         case Lookup(codes, codebook):
             kind = "shared" if codebook.shape[2] == 1 else f"shared vectors of {codebook.shape[2]}"
-            return kind if codes.shape[0] == 1 else f"{kind}, {codes.shape[0]} codebooks"
+            groups, rows = codes.shape[:2]
+            return kind if groups == 1 else f"{kind}, a codebook per {'row' if rows == 1 else f'{rows} rows'}"
         case Affine(inner, scale, offset):
             what = describe(inner)
             if offset is not None:
