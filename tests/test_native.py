@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from codeword.errors import FormatError
-from codeword.kernels import assign, birch, bits, chunks, compensate, histogram, native, partition, rans
+from codeword.kernels import assign, birch, bits, chunks, compensate, histogram, native, partition, rans, vectors
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no native core: python -m codeword.kernels.native")
 LIMITS = [1 << 62, 1 << 16, 1 << 13]
@@ -239,6 +239,69 @@ def test_compensation(shape, kernel, k):
             same("assign_compensated", compensate, values, divisor, importance, kernel, codebook, penalty)
 
 
+# -- vectors ------------------------------------------------------------------------------------------------------
+
+
+def every_vector_kernel(x, h, words, penalty):
+    """All kernels over vectors, natively and by NumPy."""
+    for weight in (None, h):
+        for price in (None, penalty):
+            table = vectors._table(words, price, weight is not None)
+            for sums in (False, True):
+                found = vectors._run_native(x, weight, table, sums)
+                for a, b in zip(found, vectors.run_numpy(x, weight, table, sums), strict=True):
+                    assert a.dtype == b.dtype
+                    assert a.shape == b.shape
+                    assert a.tobytes() == b.tobytes()
+    products = vectors._Table(words, np.zeros(len(words), np.float32), None)
+    for a, b in zip(
+        vectors._run_native(x, None, products, False), vectors.run_numpy(x, None, products, False), strict=True
+    ):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("d", [*range(1, 18), 40])
+@pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 1), (70, 5), (1500, 300)])
+def test_vectors(n, d, k):
+    generator = np.random.default_rng(d)
+    x, words, h = matrix((n, d), 1), matrix((k, d), 2), generator.random((n, d)).astype(np.float32)
+    x[: n // 2], words[: k // 2] = np.rint(x[: n // 2]), np.rint(words[: k // 2])  # ties
+    h[::3] = 0
+    every_vector_kernel(x, h, words, generator.random(k))
+
+
+def test_vectors_of_many_pieces_and_codes_of_all_widths():
+    generator = np.random.default_rng(0)
+    x, h = matrix((9001, 3), 3), generator.random((9001, 3)).astype(np.float32)
+    for k, dtype in [(256, np.uint8), (257, np.uint16), (65537, np.uint32)]:
+        words = matrix((k, 3), k)
+        some = slice(None) if k < 1000 else slice(200)
+        table = vectors._table(words, None, True)
+        assert vectors._run_native(x[:1], h[:1], table, False)[0].dtype == dtype
+        every_vector_kernel(x[some], h[some], words, generator.random(k))
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 9), st.integers(1, 20), st.integers(0, 80))
+def test_vectors_whatever_the_values(data, d, k, n):
+    value, positive = st.floats(-(2.0**50), 2.0**50, width=32), st.floats(0, 2.0**20, width=32)
+    x, words = (data.draw(hnp.arrays(np.float32, (rows, d), elements=value)) for rows in (n, k))
+    h = data.draw(hnp.arrays(np.float32, (n, d), elements=positive))
+    every_vector_kernel(x, h, words, data.draw(hnp.arrays(np.float64, k, elements=positive)))
+
+
+def test_vectors_that_do_not_fit_are_refused():
+    x = np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(2, 5\) do not go"):
+        vectors.nearest(x, None, np.zeros((2, 5)), None)
+    with pytest.raises(ValueError, match="do not go"):
+        vectors.nearest(x, x[:2], np.zeros((2, 3)), None)
+    with pytest.raises(ValueError, match="penalty"):
+        vectors.nearest(x, None, np.zeros((2, 3)), np.zeros(3))
+    with pytest.raises(ValueError, match="do not go"):
+        vectors.nearest(x, None, np.zeros((0, 3)), None)
+
+
 # -- clustering ---------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +474,9 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
             assign.assign_weighted(values[:50], None, h[:50], codebook, np.zeros(21)),
             compensate.assign_compensated(values[:, :300], scale, None, 3, codebook, np.zeros(21)),
         ]
+        for weight in (None, h.reshape(-1, 4)):
+            *found, members = vectors.nearest_and_members(values.reshape(-1, 4), weight, matrix((90, 4), 22), None)
+            results += [*found, *(part for part in members if part is not None)]
         packed = bits.pack_bits(codes.reshape(-1), 5)
         results += [bits.unpack_bits(packed, 5, codes.size, codes.dtype)]
         return hashlib.sha256(b"".join(result.tobytes() for result in results) + packed).hexdigest()

@@ -74,9 +74,9 @@ def test_lloyd_stays_at_the_optimum_of_small_problems_and_finds_it_or_nearly(wei
     h = generator(seed + 9).uniform(0.1, 4, size=(7, 2)) if weighted else None
     least, optimum = brute_force(vectors, 3, np.ones((7, 2)) if h is None else h)
     assert assign_vectors(vectors, optimum, h).sse == pytest.approx(least, rel=1e-5)
-    problem = module._problem(vectors, h)
-    moved = (optimum - problem.centre) / problem.scale
-    np.testing.assert_allclose(module._lloyd(problem, moved, 5), moved, atol=1e-5)
+    frame = module._Frame.around(vectors, 10)
+    moved = (optimum - frame.centre) / frame.scale
+    np.testing.assert_allclose(module._lloyd(frame.moved(vectors), h, moved, 5), moved, atol=1e-5)
     books = [kmeans_vectors(vectors, 3, generator=generator(start), importance=h) for start in range(20)]
     assert least * 0.9999 <= min(assign_vectors(vectors, book, h).sse for book in books) <= 1.05 * least
 
@@ -101,15 +101,29 @@ def test_entries_without_importance_have_no_say():
     assert found.sse == pytest.approx(0.005 + 0.005 + 0.5, rel=1e-4)
 
 
-def test_assignment_is_the_nearest_in_blocks_too(monkeypatch):
-    vectors, book = laplacian(300, 5), laplacian(17, 5, seed=1)
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_assignment_is_the_nearest_at_any_scale_and_place(scale, offset):
+    vectors, book = (laplacian(n, 5, seed=n) + np.float32(offset) for n in (300, 17))
     h = generator(2).uniform(size=(300, 5)).astype(np.float32)
     costs = (h[:, None] * (vectors[:, None] - book[None]) ** 2).sum(axis=2)
-    for block in (1, 1000, 1 << 18):
-        monkeypatch.setattr(module, "_BLOCK", block)
-        found = assign_vectors(vectors, book, h)
-        assert np.mean(found.codes == costs.argmin(axis=1)) > 0.99
-        assert found.sse == pytest.approx(costs.min(axis=1).sum(), rel=1e-4)
+    found = assign_vectors(vectors.astype(np.float64) * scale, book.astype(np.float64) * scale, h / scale)
+    np.testing.assert_array_equal(found.codes, costs.argmin(axis=1))
+    assert found.sse == pytest.approx(scale * costs.min(axis=1).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_penalty_sends_vectors_to_codewords_that_cost_less(weighted):
+    vectors, book = laplacian(300, 3), laplacian(9, 3, seed=1)
+    h = generator(2).uniform(size=(300, 3)) if weighted else np.ones((300, 3))
+    penalty = generator(3).uniform(0, 3, size=9)
+    errors = (h[:, None] * (vectors[:, None] - book[None]) ** 2).sum(axis=2)
+    found = assign_vectors(vectors, book, h if weighted else None, penalty=penalty)
+    np.testing.assert_array_equal(found.codes, (errors + penalty).argmin(axis=1))
+    assert found.sse == pytest.approx(errors[np.arange(300), found.codes].sum(), rel=1e-5)
+    by_hand = assign_vectors(np.array([[0.0], [0.9]]), np.array([[0.0], [1.0]]), penalty=np.array([0.0, 1.0]))
+    assert by_hand.codes.tolist() == [0, 0]
+    assert by_hand.sse == pytest.approx(0.81)
 
 
 @pytest.mark.parametrize("k", [5, 6, 100])
@@ -122,9 +136,9 @@ def test_few_distinct_vectors_come_back_exactly(k):
 
 def test_empty_clusters_move_to_where_the_error_is():
     vectors = np.concatenate([np.zeros((500, 2)), generator().normal(50, 1, (40, 2)), [[900, 900]]])
-    problem = module._problem(vectors, None)
-    book = module._lloyd(problem, np.tile(problem.x[:1], (6, 1)).astype(np.float64), 25)
-    codes, _ = module.nearest(problem.features, problem.table(book))
+    x = module._Frame.around(vectors, 900).moved(vectors)
+    book = module._lloyd(x, None, np.tile(x[:1], (6, 1)).astype(np.float64), 25)
+    codes, _ = module.nearest(x, None, book, None)
     assert len(np.unique(codes)) == 6
     assert np.sum(codes == codes[-1]) == 1
 
@@ -135,9 +149,6 @@ def test_more_codewords_less_error_and_a_sample_is_nearly_as_good(monkeypatch):
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(np.sum((vectors - vectors.mean(axis=0, dtype=np.float64)) ** 2), rel=1e-6)
     monkeypatch.setattr(module, "_TRAINED", 32)
-    sampled = assign_vectors(vectors, kmeans_vectors(vectors, 16, generator=generator())).sse
-    assert sampled < 1.05 * errors[2]
-    monkeypatch.setattr(module, "_PLUS_PLUS", 8)
     assert assign_vectors(vectors, kmeans_vectors(vectors, 16, generator=generator())).sse < 1.05 * errors[2]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from codeword.math.vectors import nearest
+from codeword.kernels.vectors import least_products
 
 _TRAINED = 256  # kernels a template is trained on
 _ROUNDS = 25
@@ -77,7 +77,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _match(x: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(codes, costs): -cost is the projection of each x (n, d) on the template, or its negative, that is closest."""
     both = np.concatenate([-templates, templates]).astype(np.float32)
-    codes, costs = nearest(x, both.T)
+    codes, costs = least_products(x, both)
     return (codes % len(templates)).astype(np.min_scalar_type(len(templates) - 1)), costs
 
 

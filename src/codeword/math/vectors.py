@@ -1,30 +1,28 @@
 """k-means on vectors, weighted by the importance of each entry: what product quantization clusters with.
 
-Lloyd's rounds with one matrix product a block: the cost of vector x under codeword c,
-sum_i h_i (x_i - c_i)**2 - sum_i h_i x_i**2, is the product of (h x, h) and (-2 c, c**2). Memory beyond the data is one
-block of costs, whatever the number of vectors. A result is a function of the generator; nothing else is drawn.
+Lloyd's rounds on a sample, each of them one pass of `kernels.vectors`, which is what takes the time. A result is a
+function of the generator; nothing else is drawn, and the number of threads changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from codeword.errors import MissingDependencyError
+from codeword.kernels.vectors import nearest, nearest_and_members
 
 Engine: TypeAlias = Literal["numpy", "faiss"]
 
-# Multiplications done at a time: results stay in the cache, and OpenBLAS keeps to one thread, which makes them the same
-# with any number and is no slower for products this thin (with two, on a busy machine, up to ten times as slow).
-_BLOCK = 1 << 18
 _TRAINED = 256  # vectors a codeword is trained on, as faiss has it; more change the third digit of the error
 _SEEDED = 32  # vectors a codeword is seeded from
-_PLUS_PLUS = 1024  # codebooks up to this size start from k-means++, whose cost grows with their square
 _ROUNDS = 25
-_FULL_ROUNDS = 2  # on all vectors, after the sample
+_FULL_ROUNDS = 1  # on all vectors, after the sample
 _SETTLED = 3e-4  # relative gain of a round that is not worth another
+_BLOCK = 1 << 14  # values brought into a frame at once: they stay in the cache
 
 
 class Assigned(NamedTuple):
@@ -34,27 +32,49 @@ class Assigned(NamedTuple):
     sse: float  # sum of importance * squared error
 
 
-class _Problem(NamedTuple):
-    """Vectors moved to mean 0 and scaled to mean square 1, in float32: no square over- or underflows."""
+class _Frame(NamedTuple):
+    """Coordinates in which no square of float32 over- or underflows: moved to 0, a power of two the unit of length."""
 
-    x: np.ndarray  # (n, d)
-    h: np.ndarray | None  # (n, d) importance over its mean
-    features: np.ndarray  # (n, d+1) of x and 1, or (n, 2d) of h x and h
-    energy: np.ndarray  # (n,) cost under a codeword of zeros
     centre: np.ndarray  # (d,) float64
     scale: float
-    unit: float  # what a cost of 1 stands for
 
-    def table(self, codebook: np.ndarray) -> np.ndarray:
-        """What features are multiplied with for the costs under codewords (k, d)."""
-        c = codebook.astype(np.float32)
-        squares = c * c
-        return np.concatenate([-2 * c, squares if self.h is not None else squares.sum(axis=1, keepdims=True)], axis=1).T
+    @classmethod
+    def around(cls, points: np.ndarray, top: float) -> _Frame:
+        """Where points (m, d) have mean 0 and mean square about 1, but nothing as small as top exceeds 2**41."""
+        centre = np.asarray(np.mean(points, axis=0, dtype=np.float64))
+        away = points - centre
+        most = float(np.abs(away).max()) or 1.0
+        away /= most
+        # Codewords may be rounded off a tight cluster: its size is not all that counts.
+        size = max(most * math.sqrt(float(np.mean(away * away))), 2.0**-40 * top)
+        return cls(centre, math.ldexp(1.0, min(max(math.frexp(size)[1], -1000), 1000)) if size else 1.0)
 
-    def only(self, index: np.ndarray) -> _Problem:
-        """The problem of some of its vectors."""
-        h = None if self.h is None else self.h[index]
-        return self._replace(x=self.x[index], h=h, features=self.features[index], energy=self.energy[index])
+    def moved(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors (n, d), float32."""
+        step = max(1, _BLOCK // vectors.shape[1])
+        flat, centres = vectors.reshape(-1), np.tile(self.centre, step)
+        out = np.empty(flat.shape, np.float32)
+        for at in range(0, flat.size, centres.size):
+            some = flat[at : at + centres.size] - centres[: flat.size - at]
+            some *= 1 / self.scale
+            out[at : at + centres.size] = some
+        return out.reshape(vectors.shape)
+
+
+class _Weights(NamedTuple):
+    """Importance over about its mean."""
+
+    h: np.ndarray | None  # (n, d) float32, None: all entries matter alike
+    unit: float  # a power of two: importance is h * unit
+
+    @classmethod
+    def of(cls, importance: np.ndarray | None) -> _Weights:
+        """None and importance of 0 throughout are no importance at all."""
+        mean = 0.0 if importance is None else float(np.mean(importance, dtype=np.float64))
+        if importance is None or not mean:
+            return cls(None, 1.0)
+        unit = math.ldexp(1.0, min(max(math.frexp(mean)[1], -1000), 1000))
+        return cls((importance * (1 / unit)).astype(np.float32), unit)
 
 
 def kmeans_vectors(
@@ -68,121 +88,90 @@ def kmeans_vectors(
     """(k', d) float64 codewords for vectors (n, d), finite, n > 0; k' = min(k, distinct vectors).
 
     importance: (n, d), >= 0; entries of importance 0 (pruned weights) have no say in distance or mean. At most k
-    distinct vectors come back exactly. engine "faiss" (needs faiss-cpu) serves vectors without importance.
+    distinct vectors come back exactly. engine "faiss" (needs faiss-cpu) serves vectors without importance; what it
+    returns may differ with its version, the machine and the number of threads.
     """
     distinct = _distinct(vectors, k)
     if distinct is not None:
         return distinct
     k = min(k, len(vectors))  # distinct ones may pass for equal
-    problem = _problem(vectors, importance)
-    trained = problem
-    if len(vectors) > _TRAINED * k:
-        trained = problem.only(np.sort(generator.choice(len(vectors), _TRAINED * k, replace=False)))
-    if engine == "faiss" and problem.h is None:
-        codebook = _faiss(trained.x, k, int(generator.integers(1 << 31)))
+    h, sampled = _Weights.of(importance).h, len(vectors) > _TRAINED * k
+    index = np.sort(generator.choice(len(vectors), _TRAINED * k, replace=False, shuffle=False)) if sampled else ...
+    some, weight = vectors[index], None if h is None else h[index]
+    frame = _Frame.around(some, _top(vectors))
+    x = frame.moved(some)
+    if engine == "faiss" and h is None:
+        codebook = _faiss(x, k, int(generator.integers(1 << 31)))
     else:
-        codebook = _lloyd(trained, _seeds(trained, k, generator), _ROUNDS)
-    if trained is not problem:
-        codebook = _lloyd(problem, codebook, _FULL_ROUNDS)
-    return codebook * problem.scale + problem.centre
+        codebook = _lloyd(x, weight, _seeds(x, weight, k, generator), _ROUNDS)
+    if sampled:
+        codebook = _lloyd(frame.moved(vectors), h, codebook, _FULL_ROUNDS)
+    return codebook * frame.scale + frame.centre
 
 
-def assign_vectors(vectors: np.ndarray, codebook: np.ndarray, importance: np.ndarray | None = None) -> Assigned:
-    """The nearest of codewords (k, d) for each of vectors (n, d); of equally near ones the first."""
-    problem = _problem(vectors, importance)
-    moved = (codebook.astype(np.float64) - problem.centre) / problem.scale
-    codes, _ = nearest(problem.features, problem.table(moved))
-    error = np.square(problem.x - moved.astype(np.float32)[codes])
-    if problem.h is not None:
-        error *= problem.h
-    return Assigned(codes, float(error.sum(dtype=np.float64)) * problem.unit)
+def assign_vectors(
+    vectors: np.ndarray,
+    codebook: np.ndarray,
+    importance: np.ndarray | None = None,
+    *,
+    penalty: np.ndarray | None = None,
+) -> Assigned:
+    """The nearest of codewords (k, d) for each of vectors (n, d); of equally near ones the first.
+
+    Nearest: of the least sum of importance * squared error, plus the penalty (k,) of the codeword, which the error
+    that is returned does not contain.
+    """
+    frame, weights = _Frame.around(codebook, _top(vectors)), _Weights.of(importance)
+    unit = frame.scale * frame.scale * weights.unit
+    words = (codebook - frame.centre) / frame.scale
+    prices = None if penalty is None else penalty / unit
+    codes, errors = nearest(frame.moved(vectors), weights.h, words, prices)
+    return Assigned(codes, float(errors.sum(dtype=np.float64)) * unit)
 
 
-def nearest(features: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, costs), each (n,): the column of features (n, f) @ table (f, k) that is least in each row."""
-    n, k = len(features), table.shape[1]
-    codes = np.empty(n, np.min_scalar_type(k - 1))
-    costs = np.empty(n, np.float32)
-    step = max(1, _BLOCK // table.size)
-    table = np.ascontiguousarray(table)
-    room = np.empty((min(step, n), k), np.float32)
-    for at in range(0, n, step):
-        some = features[at : at + step]
-        block = np.matmul(some, table, out=room[: len(some)])
-        best = block.argmin(axis=1)
-        codes[at : at + step] = best
-        costs[at : at + step] = block[np.arange(len(best)), best]
-    return codes, costs
+def _top(vectors: np.ndarray) -> float:
+    return max(float(vectors.max()), -float(vectors.min())) if vectors.size else 0.0
 
 
-def _problem(vectors: np.ndarray, importance: np.ndarray | None) -> _Problem:
-    h = None
-    weight = 1.0
-    if importance is not None and importance.any():  # without any, all entries matter alike
-        weight = float(np.mean(importance, dtype=np.float64))
-        h = (importance / weight).astype(np.float32)
-    centre = np.asarray(np.mean(vectors, axis=0, dtype=np.float64))
-    x = vectors - centre
-    top = float(max(x.max(), -x.min())) or 1.0
-    x /= top
-    # Codewords may be rounded off a tight cluster: its scale is not all that counts.
-    spread = max(float(np.sqrt(np.vdot(x, x) / x.size)), 2.0**-40 * float(np.abs(centre).max()) / top) or 1.0
-    x, scale = (x / spread).astype(np.float32), top * spread
-    if h is None:
-        features = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
-        energy = np.einsum("nd,nd->n", x, x)
-    else:
-        features = np.concatenate([h * x, h], axis=1)
-        energy = np.einsum("nd,nd->n", features[:, : x.shape[1]], x)
-    return _Problem(x, h, features, energy, centre, scale, scale * scale * weight)
+def _seeds(x: np.ndarray, h: np.ndarray | None, k: int, generator: np.random.Generator) -> np.ndarray:
+    """(k, d) starting codewords, drawn from a sample by the error that those before leave, half as many at a time.
+
+    One at a time would be k-means++ (Arthur & Vassilvitskii 2007), which after Lloyd's rounds is no better.
+    """
+    if len(x) > _SEEDED * k:
+        index = np.sort(generator.choice(len(x), _SEEDED * k, replace=False, shuffle=False))
+        x, h = x[index], None if h is None else h[index]
+    fresh = seeds = x[generator.integers(len(x), size=1)]
+    left = np.full(len(x), np.inf)
+    while len(seeds) < k:
+        left = np.minimum(left, nearest(x, h, fresh, None)[1])
+        total = np.cumsum(left)
+        if not total[-1]:  # nothing is left to be served: what stays without members is moved later
+            return np.concatenate([seeds, seeds[np.zeros(k - len(seeds), np.intp)]]).astype(np.float64)
+        draws = generator.random(min(max(1, len(seeds) // 2), k - len(seeds))) * total[-1]
+        fresh = x[np.unique(np.minimum(np.searchsorted(total, draws, side="right"), len(x) - 1))]
+        seeds = np.concatenate([seeds, fresh])
+    return seeds.astype(np.float64)
 
 
-def _seeds(problem: _Problem, k: int, generator: np.random.Generator) -> np.ndarray:
-    """(k, d) starting codewords: k-means++ (Arthur & Vassilvitskii 2007) on a sample, or just a sample."""
-    n = len(problem.x)
-    if k > _PLUS_PLUS:
-        return problem.x[generator.choice(n, k, replace=False)].astype(np.float64)
-    part = problem.only(generator.choice(n, min(n, _SEEDED * k), replace=False))
-    seeds = [part.x[generator.choice(len(part.x))]]
-    left = np.full(len(part.x), np.inf)
-    for _ in range(1, k):
-        cost = part.features @ part.table(seeds[-1][None])[:, 0] + part.energy
-        left = np.minimum(left, np.maximum(cost, 0))
-        total = np.cumsum(left, dtype=np.float64)
-        draw = generator.random() * (total[-1] or 1)
-        seeds.append(part.x[min(int(np.searchsorted(total, draw, side="right")), len(total) - 1)])
-    return np.array(seeds, np.float64)
+def _lloyd(x: np.ndarray, h: np.ndarray | None, codebook: np.ndarray, rounds: int) -> np.ndarray:
+    """Codewords (k, d) as means of their members, again and again; empty ones move to the worst-served vectors.
 
-
-def _lloyd(problem: _Problem, codebook: np.ndarray, rounds: int) -> np.ndarray:
-    """Codewords (k, d) as means of their members, again and again; empty ones move to the worst-served vectors."""
+    An entry that no member gives importance to stays as it is.
+    """
     before = np.inf
     for _ in range(rounds):
-        codes, costs = nearest(problem.features, problem.table(codebook))
-        error = problem.energy + costs
-        codebook = _means(problem, codes, codebook)
-        (empty,) = np.nonzero(np.bincount(codes, minlength=len(codebook)) == 0)
+        _, errors, members = nearest_and_members(x, h, codebook, None)
+        mass = members.counts[:, None] if members.mass is None else members.mass
+        codebook = np.where(mass > 0, members.first / np.where(mass > 0, mass, 1), codebook)
+        (empty,) = np.nonzero(members.counts == 0)
         if len(empty):
-            codebook[empty] = problem.x[np.argsort(-error, kind="stable")[: len(empty)]]
-        sse = float(np.sum(error, dtype=np.float64))
+            codebook[empty] = x[np.argsort(-errors, kind="stable")[: len(empty)]]
+        sse = float(np.sum(members.error))
         if not len(empty) and before - sse <= _SETTLED * sse:
             break
         before = sse
     return codebook
-
-
-def _means(problem: _Problem, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """(k, d) weighted means of members; an entry that no member gives importance to stays as it is."""
-    k, d = codebook.shape
-    index = codes.astype(np.intp)
-    means = np.empty((k, d))
-    mass = np.bincount(index, minlength=k).astype(np.float64)
-    for i in range(d):
-        if problem.h is not None:
-            mass = np.bincount(index, problem.h[:, i], k)
-        first = np.bincount(index, problem.features[:, i], k)  # of x or of h x
-        means[:, i] = np.where(mass > 0, first / np.where(mass > 0, mass, 1), codebook[:, i])
-    return means
 
 
 def _distinct(vectors: np.ndarray, k: int) -> np.ndarray | None:

@@ -20,6 +20,7 @@
 #if defined(__x86_64__)
 #define CW_X86 1
 #define CW_AVX2 __attribute__((target("avx2,fma")))
+#define CW_AVX512 __attribute__((target("avx512f")))
 #include <immintrin.h>
 #endif
 
@@ -30,6 +31,14 @@ constexpr int64_t NO_MEMORY = -1;
 inline bool has_avx2() {
 #ifdef CW_X86
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return false;
+#endif
+}
+
+inline bool has_avx512() {
+#ifdef CW_X86
+    return __builtin_cpu_supports("avx512f");
 #else
     return false;
 #endif
