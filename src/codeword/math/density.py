@@ -15,28 +15,29 @@ import numpy as np
 
 from codeword.kernels.partition import interval_cost
 from codeword.math.bins import Bins
-from codeword.math.starts import TOLERANCE, Descent, borders, centroids, costs, lloyd, one_each
+from codeword.math.starts import MAX_ITERATIONS, TOLERANCE, Descent, borders, costs, one_each, step, without_empty
 
 MAX_CODEWORDS = 1 << 16
 _CELLS = 128  # of the density estimate at least, half by value and half by weight
-_SPREADS = 3  # times the start is repaired
 _ROUNDS = 32  # of revision at most
+_WORTH = 5e-3  # of the SSE must have been gained by a round of exchanges for another one: each takes as long as 6 steps
 _HOPE = 2  # a merge may cost this many times the gain of a split: the neighbours then share its loss, or it is undone
 
 
-def density_start(bins: Bins, k: int, spreads: int = _SPREADS) -> np.ndarray:
+def density_start(bins: Bins, k: int) -> np.ndarray:
     """(k,) codewords at the quantiles of density**(1/3), estimated on cells and then on the clusters themselves."""
-    cells, share = _shares(bins, max(_CELLS, 2 * k))
-    low, high = bins.values[cells[:-1]], bins.values[cells[1:] - 1]
-    codebook = _spread(low, high, share, k)
-    for _ in range(spreads):
-        codebook, _ = _step(bins, codebook)
-        edges = np.unique(borders(bins, codebook))
-        share = np.cbrt(costs(bins, edges))
-        if not share.any():
-            break
-        codebook = _spread(bins.values[edges[:-1]], bins.values[edges[1:] - 1], share, k)
-    return codebook
+    cells, share = _shares(bins, max(_CELLS, k))
+    codebook = _spread(bins.values[cells[:-1]], bins.values[cells[1:] - 1], share, k)
+    edges = _distinct(borders(bins, codebook))
+    error = np.pad(costs(bins, edges), 1, mode="edge")
+    # Neighbours lend each other their errors: that of one cluster in a tail says little of the density there.
+    share = np.cbrt((error[:-2] + 2 * error[1:-1] + error[2:]) / 4)
+    return _spread(bins.values[edges[:-1]], bins.values[edges[1:] - 1], share, k) if share.any() else codebook
+
+
+def _distinct(rising: np.ndarray) -> np.ndarray:
+    """The distinct ones of rising numbers, not empty."""
+    return rising[np.append(True, rising[1:] > rising[:-1])]
 
 
 def _shares(bins: Bins, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,7 @@ def density_kmeans(bins: Bins, k: int | None = None, lam: float = 0.01) -> Desce
         before, after = (it.sse + price * _bits(bins, it.edges) for it in (best, found))
         if after < before:
             best = found
-        if not before - after > TOLERANCE * before:
+        if not before - after > (TOLERANCE if k is None else _WORTH) * before:
             break
     return best._replace(iterations=iterations)
 
@@ -93,36 +94,38 @@ def density_kmeans(bins: Bins, k: int | None = None, lam: float = 0.01) -> Desce
 def _descend(bins: Bins, start: np.ndarray) -> Descent:
     """Lloyd's algorithm that leaps: after two steps, go to where a geometric series of such steps would end.
 
-    (The vector form of Aitken's extrapolation; Varadhan & Roland 2008.) A leap that loses is taken back. Stops when a
-    cycle of three iterations gains less than the tolerance.
+    (The vector form of Aitken's extrapolation; Varadhan & Roland 2008.) A leap that loses is taken back. The step from
+    where a leap ends is the first of the next two. Stops as Lloyd's algorithm does, by what the second step gains.
     """
-    codebook, before, iterations = start, np.inf, 0
+    codebook = start
+    first, _, before = step(bins, codebook)
+    iterations = 1
     while True:
-        first, _ = _step(bins, codebook)
-        second, sse = _step(bins, first)
+        second, edges, sse = step(bins, first)
         move, then = first - codebook, second - first
-        rate = float(np.clip(move @ then / max(move @ move, 1e-300), 0, 0.95))
-        codebook, leapt = _step(bins, np.sort(second + then * rate / (1 - rate)))
+        rate = min(max(float(move @ then) / max(float(move @ move), 1e-300), 0), 0.95)
+        codebook = np.sort(second + then * (rate / (1 - rate)))
+        third, after, leapt = step(bins, codebook)
+        iterations += 2
+        if not max(before - sse, sse - leapt) > TOLERANCE * sse or iterations >= MAX_ITERATIONS:
+            found = (third, after, leapt) if leapt < sse else (second, edges, sse)
+            return without_empty(*found, iterations)
         if leapt > sse:
-            codebook, leapt = second, sse
-        iterations += 3
-        if not before - leapt > TOLERANCE * leapt:
-            return lloyd(bins, codebook)._replace(iterations=iterations + 1)
-        before = leapt
-
-
-def _step(bins: Bins, codebook: np.ndarray) -> tuple[np.ndarray, float]:
-    edges = borders(bins, codebook)
-    return np.sort(centroids(bins, edges, codebook)), float(costs(bins, edges).sum())
+            codebook = second
+            third, _, leapt = step(bins, codebook)
+            iterations += 1
+        first, before = third, leapt
 
 
 def _exchange(bins: Bins, found: Descent, k: int) -> np.ndarray | None:
     """Codewords after the cheapest merges have paid for the dearest splits, or None if no exchange pays."""
-    left, right, gain = _splits(bins, found)
     loss, merged = _merges(bins, found)
+    spare = k - len(found.codebook)  # codewords that lost all their members are free
+    if not spare and not loss.min(initial=np.inf) < _HOPE * costs(bins, found.edges).max():
+        return None  # no split saves more than the whole error of a cluster
+    left, right, gain = _splits(bins, found)
     kept = np.ones(len(found.codebook), bool)
     added = list(found.codebook[:0])
-    spare = k - len(found.codebook)  # codewords that lost all their members are free
     cheapest = iter(np.argsort(loss))
     for worst in np.argsort(-gain):
         if not kept[worst] or gain[worst] <= 0:
@@ -166,7 +169,7 @@ def _splits(bins: Bins, found: Descent) -> tuple[np.ndarray, np.ndarray, np.ndar
     low, high = found.edges[:-1], found.edges[1:]
     at, left, right = found.codebook, found.codebook, found.codebook
     middle = low
-    for _ in range(4):
+    for _ in range(2):
         middle = np.clip(np.searchsorted(bins.values, at, side="right"), np.minimum(low + 1, high), high)
         left, right = (_mean(bins, low, middle, found.codebook), _mean(bins, middle, high, found.codebook))
         at = (left + right) / 2

@@ -36,13 +36,26 @@ def lloyd(bins: Bins, start: np.ndarray, tolerance: float = TOLERANCE) -> Descen
     codebook = np.sort(np.asarray(start, np.float64))
     before, edges, sse, iterations = np.inf, np.array([0, len(bins.values)]), np.inf, 0
     while iterations < MAX_ITERATIONS:
-        edges = borders(bins, codebook)
-        codebook = np.sort(centroids(bins, edges, codebook))
-        sse = float(costs(bins, edges).sum())
+        codebook, edges, sse = step(bins, codebook)
         iterations += 1
         if not before - sse > tolerance * sse:
             break
         before = sse
+    return without_empty(codebook, edges, sse, iterations)
+
+
+def step(bins: Bins, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """One iteration of Lloyd's algorithm from codewords (k,): the means (k,) of their members, edges (k+1,), SSE."""
+    edges = borders(bins, codebook)
+    s0, s1, s2 = np.diff(bins.prefix[:, edges])
+    full = s0 > 0
+    means = s1 / np.where(full, s0, 1)
+    cost = np.where(full, np.maximum(s2 - s1 * means, 0), 0)
+    return np.sort(np.where(full, means, codebook)), edges, float(cost.sum())
+
+
+def without_empty(codebook: np.ndarray, edges: np.ndarray, sse: float, iterations: int) -> Descent:
+    """A clustering less the codewords (k,) that hold no bins between edges (k+1,)."""
     kept = np.diff(edges) > 0
     return Descent(codebook[kept], np.append(edges[:-1][kept], edges[-1]), sse, iterations)
 
