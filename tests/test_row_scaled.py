@@ -16,7 +16,7 @@ from codeword.safetensors_file import read_header, read_tensor
 
 LENET5 = resources.files("codeword") / "zoo" / "lenet5.safetensors"
 BF16 = DTYPES["bfloat16"]
-METHODS = [RowScaled(4), RowScaled(4, "float16")]
+METHODS = [RowScaled(4), RowScaled(4, "bfloat16", "fitted"), RowScaled(4, "float16", "fitted")]
 
 
 def compress(method, weight, importance=None):
@@ -74,7 +74,7 @@ def test_the_error_told_is_the_error_made_and_scales_are_of_their_dtype(importan
 
 
 def test_the_expression_is_an_affine_of_a_lookup():
-    match compress(RowScaled(8), uneven_rows()):
+    match compress(RowScaled(8, scales="fitted"), uneven_rows()):
         case Reshape(Affine(Lookup(codes, codebook), scale, None), dims):
             assert (codes.shape, codebook.shape, scale.shape, dims) == ((1, 64, 300), (1, 8, 1), (64, 1, 1), (64, 300))
             assert scale.dtype == BF16
@@ -97,7 +97,7 @@ def test_less_error_than_plain_clustering_that_takes_as_many_bytes(name, k):
         weight = read_tensor(LENET5, read_header(LENET5).entries[f"{name}.weight"])
     else:
         weight = uneven_rows(name)
-    expr = compress(RowScaled(k), weight)
+    expr = compress(RowScaled(k, scales="fitted"), weight)
     fits, more = None, k  # the largest plain codebook whose file is no larger
     while size(weight, plain := compress(KMeans(more), weight)) <= size(weight, expr):
         fits, more = plain, more + 1
@@ -108,16 +108,35 @@ def test_less_error_than_plain_clustering_that_takes_as_many_bytes(name, k):
 @pytest.mark.parametrize("k", [4, 16, 64])
 def test_less_error_than_with_as_many_codewords_and_no_scale_or_one_that_is_not_fitted(k):
     weight = uneven_rows()
-    assert squared(weight, compress(RowScaled(k), weight)) < 0.7 * squared(weight, compress(KMeans(k), weight))
-    assert squared(weight, compress(RowScaled(k), weight)) < squared(weight, compress(KMeans(k, "row"), weight))
+    fitted = compress(RowScaled(k, scales="fitted"), weight)
+    assert squared(weight, fitted) < 0.7 * squared(weight, compress(KMeans(k), weight))
+    assert squared(weight, fitted) < squared(weight, compress(KMeans(k, "row"), weight))
 
 
 def test_the_sign_pays_where_rows_lean():
     weight = uneven_rows("gumbel")
     upright = np.where(np.sum(weight.astype(float) ** 3, axis=1, keepdims=True) < 0, -weight, weight)
-    turned, straight = (squared(it, compress(RowScaled(8), it)) for it in (weight, upright))
+    turned, straight = (squared(it, compress(RowScaled(8, scales="fitted"), it)) for it in (weight, upright))
     assert turned == pytest.approx(straight, rel=1e-3)
     assert turned < 0.7 * squared(weight, compress(KMeans(8, granularity="row"), weight))
+
+
+@pytest.mark.parametrize("k", [4, 16])
+@pytest.mark.parametrize("name", ["fc1", "fc2", "normal", "laplace", "gumbel"])
+def test_coded_scales_are_worth_their_bytes_or_are_none(name, k):
+    if name.startswith("fc"):
+        weight = read_tensor(LENET5, read_header(LENET5).entries[f"{name}.weight"])
+    else:
+        weight = uneven_rows(name)
+    plain, expr = compress(KMeans(k), weight), compress(RowScaled(k), weight)
+    # A bit a weight is worth a factor of 4 in the error: so much better, or the very same.
+    saved = 8 * (size(weight, plain) - size(weight, expr)) / weight.size
+    assert squared(weight, expr) <= squared(weight, plain) * 4**saved * (1 + 1e-3)
+    if (name, k) in {("fc2", 4), ("fc2", 16), ("laplace", 4)}:  # few or short rows, and a coarse codebook
+        assert isinstance(expr, Reshape)
+        assert isinstance(expr.inner, Lookup)
+    else:
+        assert squared(weight, expr) < 0.975 * squared(weight, plain) * 4**saved
 
 
 # -- hard data ----------------------------------------------------------------------------------------------------
@@ -146,7 +165,7 @@ def test_constants_come_back(method, value):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_every_floating_dtype(method, dtype):
     weight = uneven_rows().astype(DTYPES[dtype])
-    assert squared(weight.astype(np.float64), compress(method, weight)) < 0.2 * np.sum(weight.astype(np.float64) ** 2)
+    assert squared(weight.astype(np.float64), compress(method, weight)) < 0.25 * np.sum(weight.astype(np.float64) ** 2)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -191,6 +210,7 @@ def test_a_method_is_a_pure_function():
     [
         ({"n_clusters": 0}, "row-scaled: n_clusters must lie in 1..65536, got 0"),
         ({"n_clusters": 4, "scale_dtype": "float8"}, "scale_dtype: Invalid enum value 'float8'"),
+        ({"n_clusters": 4, "scales": "best"}, "scales: Invalid enum value 'best'"),
         ({}, "missing required field `n_clusters`"),
     ],
 )

@@ -126,29 +126,31 @@ class Birch(msgspec.Struct, frozen=True, tag_field="method", tag="birch", forbid
 
 
 class RowScaled(msgspec.Struct, frozen=True, tag_field="method", tag="row-scaled", forbid_unknown_fields=True):
-    """Optimal clustering with a scale and sign for each row, fitted together (Wu et al. 2019; methods A4).
+    """Optimal clustering with a scale and sign for each row (Wu et al. 2019; methods A4); one codebook serves all rows.
 
-    One codebook of `n_clusters` serves all rows; codes, codewords and scales take turns until nothing is gained, then
-    scales are rounded to scale_dtype and the rest is fitted to those. Rows below 2**-14 of the largest weight count as
-    that. At equal bytes it beats `KMeans` where rows lean or differ in scale, but not on symmetric Laplacian rows: the
-    coder already makes small rows cheap. `math.factored.product` takes n_clusters + 1 multiplications an output.
+    scales "coded": those with the least error at equal bytes, codes entropy-coded: fitted, square roots of the rows'
+    sizes, with a sign or without, or none. "fitted": the least error for `n_clusters`; codes, codewords and scales take
+    turns until nothing is gained, then scales are rounded to scale_dtype and the rest is fitted to those. Rows below
+    2**-14 of the largest weight count as that. `math.factored.product` takes n_clusters + 1 multiplications an output.
     """
 
     n_clusters: int
     scale_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    scales: Literal["coded", "fitted"] = "coded"
 
     def __post_init__(self) -> None:
         _check_count("row-scaled", self.n_clusters)
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
-        """Lookup under an Affine of row scales."""
+        """Lookup under an Affine of row scales, unless none are best."""
         del generator
         rows, h = as_rows(weight), rows_of(importance)
         if not rows.size:
             return Raw(weight)
         dtype = DTYPES[self.scale_dtype]
-        found = row_scaled(rows, h, self.n_clusters, dtype)
-        scales = Scales(found.scales.astype(dtype), found.unit)
+        found = row_scaled(rows, h, self.n_clusters, dtype, coded=self.scales == "coded")
+        none = self.scales == "coded" and np.all(found.scales == 1)
+        scales = Scales(None if none else found.scales.astype(dtype), found.unit)
         return shared(found.codes, found.codebook, scales, weight.shape)
 
 
