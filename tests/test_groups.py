@@ -1,6 +1,7 @@
 """Codebooks of groups: the optimum for each, the same bits natively, and rows of a tensor that share a codebook."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from codeword.math.bins import make_bins
 from codeword.math.kmeans import kmeans
 from codeword.methods import scalar
 
+NATIVE = native.load() is not None and os.environ.get("CODEWORD_KERNELS") != "numpy"
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SMALL = st.integers(-6, 6).map(float)
 
@@ -25,7 +27,7 @@ SMALL = st.integers(-6, 6).map(float)
 def both(values, importance, k, *, zero=False):
     """The reference's result, which the core's equals bit by bit."""
     expected = cluster_groups_numpy(values, importance, k, zero)
-    if native.load() is not None:
+    if NATIVE:
         found = groups._cluster_groups_native(values, importance, k, zero)
         for a, b in zip(found, expected, strict=True):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -213,7 +215,7 @@ def test_float64_beyond_float32_takes_its_ends():
     assert both(np.array([[1e300, -1e300, 0]]), None, 3).codebooks.tolist() == [[-most, 0, most]]
 
 
-@pytest.mark.skipif(native.load() is None, reason="no native core")
+@pytest.mark.skipif(not NATIVE, reason="no native core, or not wanted")
 def test_the_number_of_threads_changes_nothing(monkeypatch):
     values = np.random.default_rng(5).standard_t(3, (40, 300)).astype(np.float32)
     found = set()
@@ -223,7 +225,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     assert len(found) == 1
 
 
-@pytest.mark.skipif(native.load() is None, reason="no native core")
+@pytest.mark.skipif(not NATIVE, reason="no native core, or not wanted")
 def test_the_largest_group():
     values = np.random.default_rng(6).normal(size=(1, groups.LARGEST)).astype(np.float32)
     found = groups._cluster_groups_native(values, None, 300, False)
