@@ -107,7 +107,9 @@ CLUSTERING = [
     ProductQuantization(9, 4, granularity="row"),
     ProductQuantization(3, 4, residual_stages=2),
     ProductQuantization(3, 4, skip_zeros=True, group_size=2),
+    ProductQuantization(3, 4, residual_stages=1, shared="all of these"),
     KernelTemplates(1, drop_offset=True, mantissa_bits=0),
+    KernelTemplates(4, shared="all of these"),
     KernelTemplates(4),
     KernelTemplates(300, drop_offset=False, mantissa_bits=7, codebook_dtype="float16"),
 ]

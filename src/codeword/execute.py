@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_t
 from codeword.errors import NonFiniteError, PlanError, WorkerError
 from codeword.expr import FLOATS, Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, dtype_name, shape
 from codeword.methods import Keep, Method
+from codeword.methods.base import Sample, SharedMethod
 from codeword.sources import Source, TensorInfo
 
 Importance: TypeAlias = Mapping[str, np.ndarray]
@@ -41,6 +43,7 @@ def run(
     """
     own = [info for info in source.infos if info.tied_to is None]
     total, done = sum(info.size for info in own), 0
+    methods = bind_groups(source, own, methods, seed, importance or {}, keep_nonfinite=keep_nonfinite)
     coded = _coded(source, own, methods, seed, workers, importance or {}, keep_nonfinite)
     writer, index = Writer(), {}
     for info in source.infos:
@@ -75,6 +78,48 @@ def load_checked(source: Source, info: TensorInfo, *, keep_nonfinite: bool) -> t
     return weight, bad is None
 
 
+def bind_groups(
+    source: Source,
+    infos: Sequence[TensorInfo],
+    methods: Mapping[str, Method],
+    seed: int,
+    importance: Importance,
+    *,
+    keep_nonfinite: bool,
+) -> dict[str, Method]:
+    """The methods, those of groups with their common codebooks. Reads the tensors of groups, one at a time."""
+    groups: dict[tuple[SharedMethod, str, int], list[TensorInfo]] = {}
+    for info in sorted(infos, key=lambda info: info.name):  # whatever their order in the source
+        method = methods[info.name]
+        if isinstance(method, SharedMethod) and method.shared is not None and info.size:
+            with _naming(info):
+                length = method.vector_length(info.shape)
+            groups.setdefault((method, info.kind, length), []).append(info)
+    bound = dict(methods)
+    for (method, kind, length), members in groups.items():
+        label = f"shared:{method.shared}:{kind}:{length}"
+        total, samples = sum(info.size for info in members), list[Sample]()
+        for info in members:
+            weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
+            if finite and not _vanishes(weight):
+                generator = tensor_seed(seed, f"{label}:{info.name}")
+                with _naming(info):
+                    h, share = importance.get(info.name), info.size / total
+                    samples.append(method.gather(weight, h, share=share, generator=generator))
+        if any(len(sample.vectors) for sample in samples):
+            common = method.bind(samples, generator=tensor_seed(seed, label))
+            bound |= dict.fromkeys((info.name for info in members), common)
+    return bound
+
+
+@contextmanager
+def _naming(info: TensorInfo) -> Iterator[None]:
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(f"tensor {info.name!r}: {error}") from error
+
+
 def tensor_seed(seed: int, name: str) -> np.random.Generator:
     """The generator of one tensor: a hash of the plan's seed and its name, so that order and workers do not matter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -90,11 +135,9 @@ def compress_tensor(
     else:
         weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
     chosen = method if finite and not _vanishes(weight) else Keep()
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows, and becomes NaN from there, is found below
-        try:
-            expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
-        except PlanError as error:
-            raise PlanError(f"tensor {info.name!r}: {error}") from error
+    # What overflows, and becomes NaN from there, is found below.
+    with np.errstate(over="ignore", invalid="ignore"), _naming(info):
+        expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
     if shape(expr) != info.shape:
         raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
     if finite and not _stays_finite(weight, expr):

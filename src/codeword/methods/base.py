@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import ml_dtypes
@@ -27,6 +28,37 @@ class Method(Protocol):
         weight: any shape, the tensor's own dtype. importance: same shape, cost of a squared error of each weight, >= 0;
         None for all equal. generator: the tensor's own, the only source of randomness allowed.
         """
+        ...
+
+
+class Sample(NamedTuple):
+    """Vectors of one tensor, drawn for the codebooks of its group; of mean square 1, so that no tensor outweighs."""
+
+    vectors: np.ndarray  # (n, d) float32
+    importance: np.ndarray | None  # (n, d) float32, of mean 1 where a weight has any; None for all equal
+
+
+@runtime_checkable
+class SharedMethod(Method, Protocol):
+    """A method whose codebooks tensors of equal options, kind and vector length may share, as a group with a name."""
+
+    @property
+    def shared(self) -> str | None:
+        """Name of the group; None: each tensor has codebooks of its own."""
+        ...
+
+    def vector_length(self, shape: tuple[int, ...]) -> int:
+        """Weights of a tensor of this shape that are one vector. Raises PlanError if it does not fit the method."""
+        ...
+
+    def gather(
+        self, weight: np.ndarray, importance: np.ndarray | None, *, share: float, generator: np.random.Generator
+    ) -> Sample:
+        """What a tensor of `share` (0..1) of the group's weights gives to its codebooks; nothing if all are zero."""
+        ...
+
+    def bind(self, samples: Sequence[Sample], *, generator: np.random.Generator) -> Method:
+        """The method with the codebooks of all samples, at least one of them not empty, fixed."""
         ...
 
 

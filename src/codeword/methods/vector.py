@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 import ml_dtypes
 import msgspec
@@ -18,13 +20,21 @@ from codeword.methods.base import (
     LEAST_FLOAT,
     CodebookDtype,
     Granularity,
-    Scales,
+    Method,
+    Sample,
     as_rows,
     narrowed,
+    root_mean_square,
     row_scales,
     rows_of,
 )
 from codeword.methods.scalar import round_mantissa
+
+_Stored: TypeAlias = tuple[np.ndarray, float]  # codebook (g, k, d) and its step
+_Term: TypeAlias = tuple[Lookup, float]  # codewords and their step
+_BookOf: TypeAlias = Callable[[np.ndarray, np.ndarray | None], _Stored]  # for vectors (g, m, d) and their importance
+_GATHERED = 256  # vectors that a group of tensors gives for a codeword
+_MOST_GATHERED = 1 << 24  # values that it gives at all: 64 MB
 
 
 class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="product", forbid_unknown_fields=True):
@@ -35,7 +45,9 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
     clustering. group_size: rows that share a codebook, None for all; divides the number of rows. codebook_dtype:
     "int8" is whole numbers and a step. residual_stages: further codebooks, each for the error left by those before.
     skip_zeros: weights that are exactly 0 (pruned) have no say in clustering and stay 0; their places are stored as a
-    mask. engine "faiss" trains codebooks with faiss where no importance and no mask weighs the entries.
+    mask. engine "faiss" trains codebooks with faiss where no importance and no mask weighs the entries. shared: name of
+    a group, whose tensors of one kind and of equal options have one codebook a stage, stored once. It is for weights
+    over the root mean square of their tensor: a relative error counts the same in all of them.
     """
 
     cluster_dim: int
@@ -46,6 +58,7 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
     residual_stages: int = 0
     skip_zeros: bool = False
     engine: Engine = "numpy"
+    shared: str | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.cluster_dim <= 16:
@@ -56,32 +69,84 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
             raise PlanError(f"product: group_size must be at least 1, got {self.group_size}")
         if not 0 <= self.residual_stages <= 8:
             raise PlanError(f"product: residual_stages must lie in 0..8, got {self.residual_stages}")
+        if self.shared is not None and self.group_size is not None:
+            raise PlanError(
+                f"product: shared {self.shared!r} is one codebook for all rows, group_size {self.group_size} one for "
+                "each group of them: give one or the other"
+            )
+        _check_group(self.shared, "product")
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """A Lookup, or the Sum of one a stage, under an Affine of row scales and one of the mask if asked for."""
-        rows, h = as_rows(weight), rows_of(importance)
-        if not rows.size:
+        if not weight.size:
             return Raw(weight)
+        parts = self._parts(weight, importance)
+        books = (lambda vectors, h: self._codebook(vectors, h, generator),) * (1 + self.residual_stages)
+        return self._expr(parts, self._terms(parts, books), weight.shape)
+
+    def vector_length(self, shape: tuple[int, ...]) -> int:
+        """cluster_dim, whatever the shape."""
+        del shape
+        return self.cluster_dim
+
+    def gather(
+        self, weight: np.ndarray, importance: np.ndarray | None, *, share: float, generator: np.random.Generator
+    ) -> Sample:
+        """Vectors of scaled rows, without those that are masked whole."""
+        parts = self._parts(weight, importance)
+        return _sample(parts.vectors[0], parts.root_mean_square(), parts.weights(0), self.n_clusters, share, generator)
+
+    def bind(self, samples: Sequence[Sample], *, generator: np.random.Generator) -> Method:
+        """The method with a codebook for each stage."""
+        vectors, h = _pooled(samples)
+        books: list[_Stored] = []
+        for _ in range(1 + self.residual_stages):
+            book, step = self._codebook(vectors[None], None if h is None else h[None], generator)
+            books.append((book, step))
+            shipped = book[0].astype(np.float64) * step
+            vectors = vectors - shipped[assign_vectors(vectors, shipped, h).codes]
+        return _BoundProduct(self, tuple(books))
+
+    def _parts(self, weight: np.ndarray, importance: np.ndarray | None) -> _Parts:
+        rows, h = as_rows(weight), rows_of(importance)
         if rows.shape[1] % self.cluster_dim:
             rows = self._one_row(rows, weight.shape)
             h = None if h is None else h.reshape(rows.shape)
         if self.group_size and len(rows) % self.group_size:
             raise PlanError(f"product: group_size {self.group_size} does not divide {len(rows)} rows of {weight.shape}")
-        scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
+        scales = row_scales(rows).relative if self.granularity == "row" else None
         values = rows.astype(np.float64)
-        if scales.relative is not None:
-            values /= scales.relative[:, None].astype(np.float64)
+        if scales is not None:
+            values /= scales[:, None].astype(np.float64)
         kept = values != 0 if self.skip_zeros else None
         if kept is not None and kept.all():
             kept = None
         if kept is not None:
             h = kept.astype(np.float32) if h is None else np.where(kept, h, 0)
-        expr = self._stages(values, h, generator)
-        if scales.relative is not None:
-            expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
-        if kept is not None:
-            expr = Affine(expr, kept.astype(np.uint8).reshape(len(rows), -1, self.cluster_dim))
-        return Reshape(expr, weight.shape)
+        vectors = values.reshape(len(rows) // (self.group_size or len(rows)), -1, self.cluster_dim)
+        return _Parts(vectors, None if h is None else h.reshape(vectors.shape), scales, kept, rows.shape)
+
+    def _terms(self, parts: _Parts, books: Sequence[_BookOf]) -> list[_Term]:
+        """Codes for each codebook in turn, for what those before leave."""
+        vectors, columns = parts.vectors, parts.shape[1] // self.cluster_dim
+        terms: list[_Term] = []
+        for book_of in books:
+            if terms:
+                vectors = vectors - decode(_stepped(terms[-1])).reshape(vectors.shape).astype(np.float64)
+            book, step = book_of(vectors, parts.h)
+            shipped = book.astype(np.float64) * step
+            weights = [parts.weights(group) for group in range(len(vectors))]
+            codes = [assign_vectors(*group).codes for group in zip(vectors, shipped, weights, strict=True)]
+            terms.append((Lookup(np.stack(codes).reshape(len(vectors), -1, columns), book), step))
+        return terms
+
+    def _expr(self, parts: _Parts, terms: Sequence[_Term], shape: tuple[int, ...]) -> Expr:
+        expr = _stepped(terms[0]) if len(terms) == 1 else Sum(tuple(map(_stepped, terms)))
+        if parts.scales is not None:
+            expr = Affine(expr, parts.scales.reshape(-1, 1, 1))
+        if parts.kept is not None:
+            expr = Affine(expr, parts.kept.astype(np.uint8).reshape(len(parts.kept), -1, self.cluster_dim))
+        return Reshape(expr, shape)
 
     def _one_row(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if rows.size % self.cluster_dim or self.group_size or self.granularity == "row":
@@ -92,21 +157,10 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
             )
         return rows.reshape(1, -1)
 
-    def _stages(self, values: np.ndarray, h: np.ndarray | None, generator: np.random.Generator) -> Expr:
-        rows, columns = values.shape
-        vectors = values.reshape(rows // (self.group_size or rows), -1, self.cluster_dim)
-        weights = None if h is None else h.reshape(vectors.shape)
-        terms: list[Expr] = []
-        for stage in range(1 + self.residual_stages):
-            if stage:
-                vectors = vectors - decode(terms[-1]).reshape(vectors.shape).astype(np.float64)
-            terms.append(self._stage(vectors, weights, (rows, columns // self.cluster_dim), generator))
-        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
-
-    def _stage(
-        self, vectors: np.ndarray, h: np.ndarray | None, shape: tuple[int, int], generator: np.random.Generator
-    ) -> Expr:
-        """Codebooks for vectors (g, m, d), stored as they will be, and then the codes: nearest in what is shipped."""
+    def _codebook(
+        self, vectors: np.ndarray, h: np.ndarray | None, generator: np.random.Generator
+    ) -> tuple[np.ndarray, float]:
+        """(codebook, step) for vectors (g, m, d), as they will be stored: codes are the nearest in what is shipped."""
         weights = [None] * len(vectors) if h is None else list(h)
         books = [
             kmeans_vectors(group, self.n_clusters, generator=generator, importance=weight, engine=self.engine)
@@ -114,11 +168,89 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
         ]
         k = max(map(len, books))
         padded = np.stack([np.pad(book, ((0, k - len(book)), (0, 0)), mode="edge") for book in books])
-        book, step = narrowed(padded, self.codebook_dtype)
-        shipped = book.astype(np.float64) * step
-        codes = [assign_vectors(*group).codes for group in zip(vectors, shipped, weights, strict=True)]
-        expr = Lookup(np.stack(codes).reshape(len(vectors), -1, shape[1]), book)
-        return expr if step == 1 else Affine(expr, np.full((1, 1, 1), step, np.float32))
+        return narrowed(padded, self.codebook_dtype)
+
+
+class _Parts(NamedTuple):
+    """A weight as product quantization sees it."""
+
+    vectors: np.ndarray  # (g, m, d) float64, of rows over their scales
+    h: np.ndarray | None  # (g, m, d) importance, 0 where masked
+    scales: np.ndarray | None  # (rows,) float8
+    kept: np.ndarray | None  # (rows, columns) bool, None for all
+    shape: tuple[int, int]  # rows, columns
+
+    def weights(self, group: int) -> np.ndarray | None:
+        """Importance (m, d) of a group's vectors."""
+        return None if self.h is None else self.h[group]
+
+    def root_mean_square(self) -> float:
+        """Of all entries that are not masked; 0 if all are zero."""
+        n = self.vectors.size if self.kept is None else np.count_nonzero(self.kept)
+        return math.sqrt(float(np.vdot(self.vectors, self.vectors)) / max(n, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundProduct:
+    """Product quantization with the codebooks of a group: a tensor's own are its codes, its scales and its mask."""
+
+    method: ProductQuantization
+    books: tuple[_Stored, ...]  # (1, k, d), for weights of mean square 1
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """As the method itself, but that codebooks are given; steps are those of the group times the tensor's scale.
+
+        A last fit of the scale, by least squares, makes up for what a tensor differs in from the others.
+        """
+        del generator
+        parts = self.method._parts(weight, importance)
+        unit = parts.root_mean_square()
+        most = float(np.finfo(np.float32).max)
+        scaled = [(book, float(np.float32(min(step * unit, most)))) for book, step in self.books]
+        terms = self.method._terms(parts, [lambda *_, found=found: found for found in scaled])
+        found = sum(decode(_stepped(term)).astype(np.float64).reshape(parts.vectors.shape) for term in terms)
+        weighted = found if parts.h is None else found * parts.h
+        energy = float(np.vdot(weighted, found))
+        factor = float(np.vdot(weighted, parts.vectors)) / energy if energy else 1.0
+        return self.method._expr(parts, [(lookup, step * factor) for lookup, step in terms], weight.shape)
+
+
+def _stepped(term: _Term) -> Expr:
+    lookup, step = term
+    return lookup if step == 1 else Affine(lookup, np.full((1, 1, 1), step, np.float32))
+
+
+def _check_group(shared: str | None, method: str) -> None:
+    if shared == "":
+        raise PlanError(f"{method}: shared must be the name of a group, got ''; leave it out for a codebook each")
+
+
+def _sample(
+    vectors: np.ndarray,
+    unit: float,
+    h: np.ndarray | None,
+    k: int,
+    share: float,
+    generator: np.random.Generator,
+) -> Sample:
+    """A share of what k codewords want: of vectors (n, d) over the unit, none if that is 0, and importance (n, d)."""
+    n, d = vectors.shape if unit else (0, vectors.shape[1])
+    if h is not None and not h.any():
+        h = None
+    candidates = np.arange(n) if h is None else np.flatnonzero(np.any(h[:n], axis=1))
+    count = min(len(candidates), math.ceil(share * min(_GATHERED * k, _MOST_GATHERED // d)))
+    some = candidates[np.sort(generator.choice(len(candidates), count, replace=False))]
+    importance = None if h is None else (h[some] / np.mean(h[h > 0], dtype=np.float64)).astype(np.float32)
+    return Sample((vectors[some] / (unit or 1)).astype(np.float32), importance)
+
+
+def _pooled(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors (n, d) and importance (n, d) of all samples."""
+    vectors = np.concatenate([sample.vectors for sample in samples])
+    if all(sample.importance is None for sample in samples):
+        return vectors, None
+    each = (np.ones_like(s.vectors) if s.importance is None else s.importance for s in samples)
+    return vectors, np.concatenate(list(each))
 
 
 class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="templates", forbid_unknown_fields=True):
@@ -128,7 +260,9 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
     mantissa_bits: of a and b, 0..7; up to 3 they are float8, and need a byte or less in the file. Importance weighs the
     fit of a and b by entry, and the choice of templates by kernel. cluster_dim: kernels of size 1 are taken over as
     many input channels, or the next smaller number that divides theirs. codebook_dtype "int8": templates that a net's
-    fine-tuning leaves as they are, while it trains a and b, as in the paper.
+    fine-tuning leaves as they are, while it trains a and b, as in the paper. shared: name of a group, whose tensors of
+    one kind, of equal options and kernels of one size have one codebook, stored once: strong kernels of a layer count
+    for more in it, but not those of strong layers. drop_offset "auto" then decides for all of them.
     """
 
     n_templates: int
@@ -136,6 +270,7 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
     mantissa_bits: int = 2
     cluster_dim: int = 9
     codebook_dtype: CodebookDtype = "int8"
+    shared: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_templates <= 1 << 16:
@@ -144,24 +279,57 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
             raise PlanError(f"templates: mantissa_bits must lie in 0..7, got {self.mantissa_bits}")
         if not 4 <= self.cluster_dim <= 64:
             raise PlanError(f"templates: cluster_dim must lie in 4..64, got {self.cluster_dim}")
+        _check_group(self.shared, "templates")
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """A Lookup of templates under an Affine of gains and offsets, and one of their unit."""
-        if weight.ndim < 3:
-            raise PlanError(f"templates: made for kernels of convolutions, not for a tensor of shape {weight.shape}")
-        if not weight.size:
+        if weight.ndim > 2 and not weight.size:
             return Raw(weight)
-        kernels = weight.reshape(weight.shape[0], -1, self._dim(weight.shape)).astype(np.float64)
-        h = np.ones(1) if importance is None or not importance.any() else importance.astype(np.float64)
-        h = np.broadcast_to(h if h.size == 1 else h.reshape(kernels.shape), kernels.shape)
+        kernels, h = self._kernels(weight, importance)
         if self.drop_offset == "auto":
-            with_offset, without = (self._fit(kernels, h, offset, generator) for offset in (True, False))
+            books = {offset: self._codebook(kernels, h, offset, generator) for offset in (True, False)}
+            with_offset, without = (self._fit(kernels, h, *item) for item in books.items())
             expr = with_offset if _pays(with_offset, without, kernels, h) else without
         else:
-            expr = self._fit(kernels, h, not self.drop_offset, generator)
+            offset = not self.drop_offset
+            expr = self._fit(kernels, h, offset, self._codebook(kernels, h, offset, generator))
         return Reshape(expr, weight.shape)
 
-    def _dim(self, shape: tuple[int, ...]) -> int:
+    def gather(
+        self, weight: np.ndarray, importance: np.ndarray | None, *, share: float, generator: np.random.Generator
+    ) -> Sample:
+        """Kernels, whole."""
+        kernels, h = self._kernels(weight, importance)
+        d = kernels.shape[2]
+        unit = root_mean_square(kernels.reshape(-1, d)) if kernels.any() else 0.0
+        weights = None if importance is None else h.reshape(-1, d)
+        return _sample(kernels.reshape(-1, d), unit, weights, self.n_templates, share, generator)
+
+    def bind(self, samples: Sequence[Sample], *, generator: np.random.Generator) -> Method:
+        """The method with its templates."""
+        vectors, h = _pooled(samples)
+        kernels = vectors[:, None].astype(np.float64)
+        weights = np.broadcast_to(1.0, kernels.shape) if h is None else h[:, None].astype(np.float64)
+        choices = (True, False) if self.drop_offset == "auto" else (not self.drop_offset,)
+        found = [
+            _BoundTemplates(self, offset, self._codebook(kernels, weights, offset, generator)) for offset in choices
+        ]
+        if len(found) == 1:
+            return found[0]
+        with_offset, without = (self._fit(kernels, weights, bound.offset, bound.book) for bound in found)
+        return found[0] if _pays(with_offset, without, kernels, weights) else found[1]
+
+    def _kernels(self, weight: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Kernels (out, in, d) and their importance, float64."""
+        d = self.vector_length(weight.shape)
+        kernels = weight.reshape(weight.shape[0], -1, d).astype(np.float64)
+        h = np.ones(1) if importance is None or not importance.any() else importance.astype(np.float64)
+        return kernels, np.broadcast_to(h if h.size == 1 else h.reshape(kernels.shape), kernels.shape)
+
+    def vector_length(self, shape: tuple[int, ...]) -> int:
+        """Weights of a kernel, or of as many kernels of size 1 as are taken together."""
+        if len(shape) < 3:
+            raise PlanError(f"templates: made for kernels of convolutions, not for a tensor of shape {shape}")
         size = math.prod(shape[2:])
         if size > 1:
             return size
@@ -173,22 +341,21 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
             )
         return valid[-1]
 
-    def _fit(self, kernels: np.ndarray, h: np.ndarray, offset: bool, generator: np.random.Generator) -> Expr:
-        """kernels (out, in, d) as unit * (a * template + b)."""
-        rows, columns, d = kernels.shape
-        w, h = kernels.reshape(-1, d), h.reshape(-1, d)
-        mass = h.sum(axis=1, keepdims=True)
-        if not mass.all():
-            h = np.where(mass > 0, h, 1)  # a kernel of no importance is fitted as any
-        shaped = w - w.mean(axis=1, keepdims=True) if offset else w
+    def _codebook(self, kernels: np.ndarray, h: np.ndarray, offset: bool, generator: np.random.Generator) -> np.ndarray:
+        """Templates (k, d) for kernels (out, in, d), as they will be stored."""
+        w, h = _flat(kernels, h)
         weights = np.sqrt(h.mean(axis=1, keepdims=True) / h.mean())
-        templates = kernel_templates(shaped * weights, self.n_templates, generator=generator)
+        templates = kernel_templates(_shaped(w, offset) * weights, self.n_templates, generator=generator)
         if self.codebook_dtype == "int8":  # gains make up for a template's scale: each uses all the bits
-            book = np.rint(127 * templates / np.abs(templates).max(axis=1, keepdims=True)).astype(np.int8)
-        else:
-            book = templates.astype(DTYPES[self.codebook_dtype])
+            return np.rint(127 * templates / np.abs(templates).max(axis=1, keepdims=True)).astype(np.int8)
+        return templates.astype(DTYPES[self.codebook_dtype])
+
+    def _fit(self, kernels: np.ndarray, h: np.ndarray, offset: bool, book: np.ndarray) -> Expr:
+        """kernels (out, in, d) as unit * (a * template + b)."""
+        rows, columns, _ = kernels.shape
+        w, h = _flat(kernels, h)
         shipped = book.astype(np.float64)
-        codes = match_templates(shaped, shipped - shipped.mean(axis=1, keepdims=True) if offset else shipped)
+        codes = match_templates(_shaped(w, offset), _shaped(shipped, offset))
         matched = shipped[codes]
         gains = fit_gains(w, matched, h, offset=offset)
         unit = self._unit(max(float(np.abs(gains).max()), float(np.abs(w).max()) if offset else 0.0))
@@ -209,6 +376,34 @@ class KernelTemplates(msgspec.Struct, frozen=True, tag_field="method", tag="temp
         most = float(ml_dtypes.finfo(DTYPES[dtype]).max)
         rounded = round_mantissa(values.astype(np.float32), self.mantissa_bits)
         return np.clip(rounded, -most, most).astype(DTYPES[dtype])
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundTemplates:
+    """Kernel templates with the codebook of a group."""
+
+    method: KernelTemplates
+    offset: bool
+    book: np.ndarray  # (k, d)
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """As the method itself, but that templates are given."""
+        del generator
+        return Reshape(
+            self.method._fit(*self.method._kernels(weight, importance), self.offset, self.book), weight.shape
+        )
+
+
+def _flat(kernels: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kernels and importance as (n, d); a kernel of no importance is fitted as any."""
+    w, h = kernels.reshape(-1, kernels.shape[2]), h.reshape(-1, kernels.shape[2])
+    mass = h.sum(axis=1, keepdims=True)
+    return w, h if mass.all() else np.where(mass > 0, h, 1)
+
+
+def _shaped(kernels: np.ndarray, offset: bool) -> np.ndarray:
+    """Kernels (n, d) without what an offset takes over."""
+    return kernels - kernels.mean(axis=1, keepdims=True) if offset else kernels
 
 
 def _pays(more: Expr, less: Expr, kernels: np.ndarray, h: np.ndarray) -> bool:
