@@ -3,6 +3,7 @@
 from importlib import resources
 
 import kmeans1d
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from codeword.kernels.assign import assign, assign_weighted, cluster_sums, code_dtype
 from codeword.kernels.histogram import histogram
-from codeword.kernels.partition import best_path, interval_cost, next_layer
-from codeword.math.bins import make_bins
+from codeword.kernels.partition import best_partition, best_path, interval_cost
+from codeword.math.bins import assign_members, make_bins
 from codeword.math.kmeans import kmeans, midpoints, sse_curve
 from codeword.safetensors_file import read_header, read_tensor
 
@@ -161,6 +162,40 @@ def test_as_good_as_kmeans1d_on_the_histogram(weights):
     assert measured(weights, found.codebook) <= reference(weights.reshape(-1), 16) * 1.0002
 
 
+@pytest.mark.parametrize(("spread", "k"), [("normal", 48), ("laplace", 90), ("standard_t", 100), ("bimodal", 64)])
+def test_no_other_clustering_of_the_bins_is_better(spread, k):
+    generator = np.random.default_rng(7)
+    draw = {
+        "normal": generator.normal,
+        "laplace": generator.laplace,
+        "standard_t": lambda size: generator.standard_t(3, size),
+        "bimodal": lambda size: generator.choice([-1, 1], size) * generator.normal(1, 0.3, size),
+    }[spread]
+    bins = make_bins(draw(size=(1, 300_000)).astype(np.float32))
+    assert kmeans(bins, k).sse <= best_partition(bins.prefix, k)[0][-1] * 1.0001
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("rows_scaled", [False, True])
+def test_members_need_no_second_pass(dtype, rows_scaled):
+    generator = np.random.default_rng(3)
+    values = generator.standard_t(3, (300, 1000))
+    values[::2] = generator.integers(-20, 20, (150, 1000)) / 8  # many equal, and equal to thresholds
+    values[::3] *= generator.choice([-0.0, 0.0, 1.0], (100, 1000))
+    values = values.astype(dtype)
+    scale = np.linspace(0.5, 2, 300, dtype=np.float32) if rows_scaled else None
+    bins = make_bins(values, scale)
+    near = 0.5 + np.arange(5) * 1e-6  # more than one threshold in a bin
+    for thresholds in ([], [0.0], [-0.0, 0.0], near, np.sort(generator.normal(size=300)), [-99.0, 99, 1e6]):
+        thresholds = np.array(thresholds, np.float64)
+        codes, mass, first = assign_members(bins, values, scale, None, thresholds)
+        expected = assign(values, scale, thresholds)
+        _, count, moment = cluster_sums(values, scale, None, expected, len(thresholds) + 1)
+        np.testing.assert_array_equal(codes, expected)
+        np.testing.assert_array_equal(mass, count)
+        np.testing.assert_allclose(first, moment, rtol=1e-9, atol=1e-9)
+
+
 def test_the_curve_falls_and_is_what_kmeans_reaches(weights):
     bins = make_bins(weights)
     curve = sse_curve(bins, 64)
@@ -195,17 +230,21 @@ def test_the_histogram_keeps_all_sums():
     assert np.all(spread <= 2.0**-11 * np.abs(means))
 
 
-def test_next_layer_is_the_dynamic_program():
+def test_best_partition_is_the_dynamic_program():
     generator = np.random.default_rng(0)
     x = np.sort(generator.normal(size=40))
     prefix = np.stack([np.concatenate([[0], np.cumsum(x**power)]) for power in range(3)])
     layer = interval_cost(prefix, np.zeros(1, np.int64), np.arange(41))
+    expected = [layer[-1]]
     for _ in range(4):
         table = np.array([[layer[i] + interval_cost(prefix, np.array([i]), np.array([j]))[0] for i in range(j + 1)]
                           + [np.inf] * (40 - j) for j in range(41)])  # fmt: skip
-        layer, arg = next_layer(layer, prefix)
-        np.testing.assert_allclose(layer, table.min(axis=1), atol=1e-12)
-        np.testing.assert_allclose(table[np.arange(41), arg], table.min(axis=1), atol=1e-12)
+        layer = table.min(axis=1)
+        expected.append(layer[-1])
+    curve, edges = best_partition(prefix, 5)
+    np.testing.assert_allclose(curve, expected, atol=1e-12)
+    assert interval_cost(prefix, edges[:-1], edges[1:]).sum() == pytest.approx(expected[-1])
+    assert (edges[0], edges[-1]) == (0, 40)
 
 
 def test_best_path_tries_every_combination():

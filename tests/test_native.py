@@ -77,6 +77,7 @@ def every_float_kernel(values, scale, importance, k):
     edges = (wide[1:] + wide[:-1]) / 2
     with np.errstate(over="ignore", invalid="ignore"):
         codes = same("assign", assign, values, scale, edges)
+        same("assign_parts", assign, values, scale, edges)
         same("cluster_sums", assign, values, scale, None, codes, len(codebook))
         same("histogram", histogram, values, scale, None)
         if importance is not None:
@@ -130,6 +131,7 @@ def test_more_than_one_chunk():
     same("histogram", histogram, values, None, h)
     codes = same("assign", assign, values, None, np.linspace(-2, 2, 300, dtype=np.float32))
     assert codes.dtype == np.uint16
+    same("assign_parts", assign, values, None, np.linspace(-2, 2, 300, dtype=np.float32))
     same("cluster_sums", assign, values, None, h, codes, 301)
 
 
@@ -153,6 +155,8 @@ def test_whatever_the_values(values, data):
     sums = same("histogram", histogram, values, None, importance)
     assert sums.counts.sum() == values.size
     codes = same("assign", assign, values, None, edges)
+    same("assign_parts", assign, values, None, edges)
+    same("assign_parts", assign, values, None, np.sort(values.reshape(-1)))
     with np.errstate(over="ignore", invalid="ignore"):
         same("cluster_sums", assign, values, None, importance, codes, len(edges) + 1)
         same("assign", assign, values, None, values.reshape(-1)[np.argsort(values.reshape(-1))])  # ties
@@ -185,6 +189,20 @@ def test_unweighted_sums_are_rounded_once():
     assert first == 1000 * float(np.float32(0.1))
 
 
+def test_bins_of_very_many_values_do_not_overflow():
+    values = np.tile(np.array([1 - 2**-24, -3.0, 2**-140], np.float32), (3, 300_000))
+    assert same("histogram", histogram, values, None, None).counts.tolist() == [900_000] * 3
+    same("histogram", histogram, values.astype(np.float16), None, None)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 50)), elements=st.floats(-9, 9)), st.data())
+def test_prefixes(parts, data):
+    same("prefixes", histogram, parts, data.draw(st.integers(0, parts.shape[1])))
+    with pytest.raises(ValueError, match="anchor"):
+        histogram._prefixes_native(parts, parts.shape[1] + 1)
+
+
 # -- assignment ---------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +218,15 @@ def test_assign_for_any_k(k):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_assign_looks_16_bits_up_in_a_table(dtype):
+def test_assign_of_16_bits(dtype):
     values = matrix((300, 400), 15, dtype, extreme=True)
-    for k in (2, 16, 300):
+    every = np.resize(np.arange(1 << 16, dtype=np.uint16), (2, 40_001)).view(dtype)  # NaN and infinity too
+    for k in (1, 2, 16, 32, 33, 300):
         edges = np.linspace(-2, 2, k - 1).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            same("assign", assign, every, None, edges)
+            same("assign", assign, every, None, np.sort(edges * 1e30))
+            same("assign", assign, every, None, np.sort(edges * 1e-38))
         for here in layouts(values):
             same("assign", assign, here, None, edges)
 
@@ -314,20 +337,19 @@ def test_layers_and_paths(m, seed, whole):
     weight = generator.integers(0, 3, m).astype(float)
     parts = np.stack([weight, weight * values, weight * values**2])
     prefix = np.concatenate([np.zeros((3, 1)), np.cumsum(parts, axis=1)], axis=1)
-    layer = partition.interval_cost(prefix, np.zeros(1, np.int64), np.arange(m + 1))
-    for _ in range(3):
-        layer, _ = same("next_layer", partition, layer, prefix)
+    for k in (1, 2, 4, m + 2):
+        same("best_partition", partition, prefix, k)
     rows, width = generator.integers(1, 6), generator.integers(1, 34)
     candidates = np.sort(generator.integers(0, m + 1, (rows, width)), axis=1)
     same("best_path", partition, candidates, prefix)
 
 
-def test_a_long_layer():
+def test_long_layers():
     values = np.sort(np.random.default_rng(0).standard_t(2, 5000))
     prefix = np.concatenate([np.zeros((3, 1)), np.cumsum([np.ones(5000), values, values**2], axis=1)], axis=1)
-    layer = partition.interval_cost(prefix, np.zeros(1, np.int64), np.arange(5001))
-    for _ in range(5):
-        layer, _ = same("next_layer", partition, layer, prefix)
+    _, edges = same("best_partition", partition, prefix, 6)
+    near = np.clip(edges[1:-1, None] + np.arange(-300, 301), 0, 5000)
+    assert same("best_path", partition, near, prefix).tolist() == edges[1:-1].tolist()
 
 
 @settings(deadline=None)
@@ -471,6 +493,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
             *histogram.histogram(values, scale, h),
             *histogram.histogram(values.astype(np.float16), None, None),
             *assign.cluster_sums(values, scale, h, codes, 21),
+            *assign.assign_parts(values, scale, codebook)[1],
             assign.assign_weighted(values[:50], None, h[:50], codebook, np.zeros(21)),
             compensate.assign_compensated(values[:, :300], scale, None, 3, codebook, np.zeros(21)),
         ]

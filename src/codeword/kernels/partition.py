@@ -1,4 +1,4 @@
-"""The inner steps of optimal one-dimensional clustering: one layer of the dynamic program over sorted bins.
+"""The inner steps of optimal one-dimensional clustering: dynamic programs over sorted bins.
 
 A cluster of an optimal clustering is an interval of the sorted values (Wu 1991), so with prefix sums S0 (weights),
 S1 (weights * values), S2 (weights * values**2) the cost of bins [i, j) is
@@ -23,38 +23,79 @@ def interval_cost(prefix: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarra
     return np.where(s0 > 0, np.maximum(cost, 0), 0)  # rounding may leave a little less than nothing
 
 
-def next_layer(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(D_k, best i) for all j from D_{k-1} = before (m+1,); prefix (3, m+1)."""
-    run = next_layer_numpy if native.library() is None else _next_layer_native
-    return run(before, prefix)
+def best_partition(prefix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(curve, edges): the least costs of m bins in 1, 2, ..., k clusters, and where the k are; prefix (3, m+1).
+
+    Edges rise from 0 to m; two that coincide leave a cluster empty.
+    """
+    if not k >= 1:
+        raise ValueError(f"k must be 1 or more, got {k}")
+    run = best_partition_numpy if native.library() is None else _best_partition_native
+    return run(prefix, k)
 
 
 def best_path(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
     """Cheapest boundaries, one from each row of candidates (k-1, w), which rise within a row. Returns (k-1,) positions.
 
-    A dynamic program over w**2 pairs a boundary; positions may repeat, which leaves a cluster empty.
+    Positions may repeat, which leaves a cluster empty.
     """
     run = best_path_numpy if native.library() is None else _best_path_native
     return run(candidates, prefix)
 
 
-def next_layer_numpy(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reference of `next_layer`: all midpoints of one depth are solved in one pass."""
-    m = len(before) - 1
-    best = np.full(m + 1, np.inf)
-    arg = np.zeros(m + 1, np.int64)
-    lefts, rights = np.array([0]), np.array([m + 1])  # open intervals of j still to solve: [left, right)
-    low, high = np.array([0]), np.array([m])  # where their best i may lie
+def best_partition_numpy(prefix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reference of `best_partition`."""
+    places = np.arange(prefix.shape[1])
+    layer = interval_cost(prefix, np.zeros(1, np.int64), places)
+    curve, backs, edges = [layer[-1]], [], [len(places) - 1]
+    for _ in range(1, k):
+        layer, back = _next_layer(layer, prefix, places, places)
+        curve.append(layer[-1])
+        backs.append(back)
+    for back in reversed(backs):
+        edges.append(int(back[edges[-1]]))
+    return np.array(curve), np.array([0, *edges[::-1]])
+
+
+def best_path_numpy(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    """Reference of `best_path`."""
+    m = prefix.shape[1] - 1
+    total = interval_cost(prefix, np.zeros(1, np.int64), candidates[0])
+    back = np.zeros(candidates.shape, np.int64)
+    for row in range(1, len(candidates)):
+        total, back[row] = _next_layer(total, prefix, candidates[row - 1], candidates[row])
+    total = total + interval_cost(prefix, candidates[-1], np.full(1, m))
+    pick = int(np.argmin(total))
+    chosen = np.empty(len(candidates), np.int64)
+    for row in range(len(candidates) - 1, -1, -1):
+        chosen[row] = candidates[row][pick]
+        pick = back[row][pick]
+    return chosen
+
+
+def _next_layer(
+    before: np.ndarray, prefix: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(least cost, which start) up to each of ends (b,), of what lies before one of starts (a,) and a cluster from it.
+
+    before (a,); starts and ends rise. All midpoints of one depth are solved in one pass.
+    """
+    limit = np.searchsorted(starts, ends, side="right") - 1  # the last start that is not behind the end
+    best = np.full(len(ends), np.inf)
+    arg = np.zeros(len(ends), np.int64)
+    lefts, rights = np.array([0]), np.array([len(ends)])  # open intervals of ends still to solve: [left, right)
+    low, high = np.array([0]), np.array([len(starts) - 1])  # where their best start may lie
     while len(lefts):
         mid = (lefts + rights) // 2
-        upper = np.minimum(high, mid)
+        upper = np.maximum(np.minimum(high, limit[mid]), 0)
         lower = np.minimum(low, upper)
         length = upper - lower + 1
         first = np.cumsum(length) - length
         i = np.arange(int(length.sum())) - np.repeat(first - lower, length)
-        value = before[i] + interval_cost(prefix, i, np.repeat(mid, length))
+        value = before[i] + interval_cost(prefix, starts[i], np.repeat(ends[mid], length))
+        value = np.where(np.repeat(limit[mid] < 0, length), np.inf, value)
         least = np.minimum.reduceat(value, first)
-        where = np.where(value == np.repeat(least, length), i, m + 1)
+        where = np.where(value == np.repeat(least, length), i, len(starts))
         best[mid] = least
         arg[mid] = np.minimum.reduceat(where, first)
         lefts, rights, low, high = (
@@ -66,32 +107,11 @@ def next_layer_numpy(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray
     return best, arg
 
 
-def best_path_numpy(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:
-    """Reference of `best_path`."""
-    m = prefix.shape[1] - 1
-    total = interval_cost(prefix, np.zeros(1, np.int64), candidates[0])
-    back = np.zeros(candidates.shape, np.int64)
-    for row in range(1, len(candidates)):
-        i, j = candidates[row - 1][:, None], candidates[row][None, :]
-        value = np.where(i <= j, total[:, None] + interval_cost(prefix, i, np.maximum(i, j)), np.inf)
-        back[row] = np.argmin(value, axis=0)
-        total = np.min(value, axis=0)
-    total = total + interval_cost(prefix, candidates[-1], np.full(1, m))
-    pick = int(np.argmin(total))
-    chosen = np.empty(len(candidates), np.int64)
-    for row in range(len(candidates) - 1, -1, -1):
-        chosen[row] = candidates[row][pick]
-        pick = back[row][pick]
-    return chosen
-
-
-def _next_layer_native(before: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    before, sums = np.require(before, np.float64, ["C", "A"]), _sums(prefix)
-    if before.shape != sums.shape[1:]:
-        raise ValueError(f"a layer of {before.shape} beside sums of {sums.shape}")
-    best, arg = np.empty(len(before)), np.empty(len(before), np.int64)
-    native.call("cw_next_layer", before, sums, len(before), best, arg)
-    return best, arg
+def _best_partition_native(prefix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    sums = _sums(prefix)
+    curve, edges = np.empty(k), np.empty(k + 1, np.int64)
+    native.call("cw_best_partition", sums, sums.shape[1], k, curve, edges)
+    return curve, edges
 
 
 def _best_path_native(candidates: np.ndarray, prefix: np.ndarray) -> np.ndarray:

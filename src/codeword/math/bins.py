@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codeword.kernels.histogram import Sums, histogram
+from codeword.kernels.assign import assign, assign_parts, cluster_sums, float_edges
+from codeword.kernels.histogram import Sums, bin_keys, histogram, is_16_bit, prefixes
 
 _EXACT = 1 << 18  # up to this many values each distinct one has a bin of its own
 
@@ -65,25 +66,68 @@ def _unevenness(importance: np.ndarray) -> float:
 
 def _means(sums: Sums) -> np.ndarray:
     """Weighted mean of each bin; one without importance still needs a place in the order, between its neighbours."""
+    if np.all(sums.weight > 0):
+        return sums.first / sums.weight
     (known,) = np.nonzero(sums.weight > 0)
     if not len(known):
         return np.zeros(len(sums.weight))
     return np.interp(np.arange(len(sums.weight)), known, sums.first[known] / sums.weight[known])
 
 
-def super_bins(bins: Bins, most: int) -> np.ndarray:
+def assign_members(
+    bins: Bins, values: np.ndarray, scale: np.ndarray | None, importance: np.ndarray | None, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes (r, c), and the weight and first moment of each codeword's members (k,), of what bins were made from.
+
+    With one importance for all they come from the bins, of which thresholds cut but a few: the weights are read once.
+    """
+    if importance is not None or values.size <= _EXACT:
+        codes = assign(values, scale, thresholds)
+        return codes, *cluster_sums(values, scale, importance, codes, len(thresholds) + 1)[1:]
+    counts = np.diff(bins.counts)
+    first = bins.values * counts
+    if is_16_bit(values) and scale is None:  # a bin is one value, and lies on one side
+        codes = assign(values, scale, thresholds)
+        ends = np.searchsorted(bins.values, float_edges(thresholds), side="right")
+        return codes, _between(counts, ends), _between(first, ends)
+    codes, parts = assign_parts(values, scale, thresholds)
+    keys = bin_keys(bins.values.astype(np.float32))
+    ends = np.searchsorted(keys, parts.keys)
+    (cut,) = np.nonzero(parts.counts)
+    np.subtract.at(counts, ends[cut], parts.counts[cut])
+    np.subtract.at(first, ends[cut], parts.first[cut])
+    first[counts == 0] = 0
+    mass, moment = _between(counts, ends), _between(first, ends)
+    mass[:-1] += parts.counts
+    moment[:-1] += parts.first
+    return codes, mass, moment
+
+
+def _between(parts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(k,) sums of parts (m,) up to the first of ends (k-1,), from there to the next, and so on."""
+    starts = np.concatenate([[0], ends])
+    sums = np.add.reduceat(np.append(parts, 0.0), starts)  # of an empty range it gives the part behind it
+    return np.where(np.diff(np.append(starts, len(parts))) > 0, sums, 0.0)
+
+
+def shares(bins: Bins) -> np.ndarray:
+    """(m+1,) rising from 0: (weight * gap**2)**(1/3) cumulated, which an optimal codebook deals out evenly."""
+    gap = np.gradient(bins.values) if len(bins.values) > 1 else np.zeros(1)
+    part = np.cbrt(np.maximum(np.diff(bins.prefix[0]), 0) * gap * gap)
+    return np.concatenate([[0.0], np.cumsum(part)])
+
+
+def super_bins(bins: Bins, most: int, share: np.ndarray | None = None) -> np.ndarray:
     """(s+1,) starts of at most `most` runs of neighbouring bins, which clustering may treat as one bin each.
 
-    Half of them follow the cumulated (count * gap**2)**(1/3), each region's share of the error of an optimal codebook,
-    and half the index, so that no region is left to one giant run. By counts alone, outliers make a clustering on
-    super-bins up to 17 % worse.
+    Half of them follow `shares`, each region's share of the error of an optimal codebook, and half the index, so that
+    no region is left to one giant run. By counts alone, outliers make a clustering on super-bins up to 17 % worse.
     """
     m = len(bins.values)
     if m <= most:
         return np.arange(m + 1)
-    gap = np.gradient(bins.values)
-    share = np.cumsum(np.cbrt(np.maximum(np.diff(bins.prefix[0]), 0) * gap * gap))
-    by_share = np.searchsorted(share, np.linspace(0, share[-1], most // 2))
+    rising = (shares(bins) if share is None else share)[1:]
+    by_share = np.searchsorted(rising, np.linspace(0, rising[-1], most // 2))
     by_index = np.linspace(0, m, most // 2).astype(np.int64)
     return np.unique(np.concatenate([[0, m], by_share, by_index]))
 
@@ -98,17 +142,5 @@ def coarser(bins: Bins, most: int) -> Bins:
 
 
 def _with_prefixes(values: np.ndarray, sums: Sums, unevenness: float) -> Bins:
-    anchor = int(np.searchsorted(values, 0.0))
-    return Bins(
-        values,
-        _prefix(sums.counts, anchor),
-        np.stack([_prefix(part, anchor) for part in (sums.weight, sums.first, sums.second)]),
-        unevenness,
-    )
-
-
-def _prefix(parts: np.ndarray, anchor: int) -> np.ndarray:
-    """(m+1,) P with P[j] - P[i] = sum of parts[i:j] and P[anchor] = 0."""
-    right = np.cumsum(parts[anchor:])
-    left = -np.cumsum(parts[:anchor][::-1])[::-1]
-    return np.concatenate([left, [0.0], right])
+    counts, *moments = prefixes(np.stack(sums), int(np.searchsorted(values, 0.0)))
+    return Bins(values, counts, np.stack(moments), unevenness)

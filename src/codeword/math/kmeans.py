@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codeword.kernels.partition import best_path, interval_cost, next_layer
-from codeword.math.bins import Bins, super_bins
+from codeword.kernels.partition import best_partition, best_path
+from codeword.math.bins import Bins, shares, super_bins
 
-_COARSE = 2048  # super-bins of the first solution, at least
-_COARSE_PER_CLUSTER = 16
-_PASSES = 64  # of the refinement at most; it ends by itself, unless equal costs make it wander
-_WINDOW = 33  # places tried for each boundary in one pass of the refinement
+_CURVE = 2048  # super-bins that a curve is solved on, at least
+_CURVE_PER_CLUSTER = 16
+_COARSE = 1024  # super-bins of the first solution, at least
+_COARSE_PER_CLUSTER = 8
+_NEAR = np.linspace(-2, 2, 129)  # how many clusters away a boundary is tried in a pass of the first refinement
+_PASSES = 64  # of a refinement at most; it ends by itself, unless equal costs make it wander
+_WINDOW = 33  # places tried for each boundary in one pass of the last refinement
 
 
 class Clusters(NamedTuple):
@@ -30,7 +33,8 @@ class Clusters(NamedTuple):
 
 def sse_curve(bins: Bins, k: int) -> np.ndarray:
     """(k,) smallest SSE for 1, 2, ..., k codewords from one run, on super-bins: within a fraction of a percent."""
-    return _coarse(bins, k)[1]
+    prefix = bins.prefix[:, super_bins(bins, max(_CURVE, _CURVE_PER_CLUSTER * k))]
+    return best_partition(prefix, min(k, prefix.shape[1] - 1))[0]
 
 
 def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
@@ -42,11 +46,7 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
     m = len(bins.values)
     spare = k > m
     k = min(k, m)
-    if k == m:
-        edges = np.arange(m + 1)
-    else:
-        starts, _, backs = _coarse(bins, k)
-        edges = _refine(bins, starts[_trace(backs, k, len(starts) - 1)])
+    edges = np.arange(m + 1) if k == m else _refine(bins, _start(bins, k))
     codebook = _means(bins, edges)
     if zero and spare and not (codebook == 0).any():
         at = int(np.searchsorted(codebook, 0.0))
@@ -65,27 +65,23 @@ def midpoints(codebook: np.ndarray) -> np.ndarray:
     return (wide[1:] + wide[:-1]) / 2
 
 
-def _coarse(bins: Bins, k: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Super-bin starts (s+1,), SSE(1..k) (k,), and for each layer the best predecessors, on super-bins."""
-    starts = super_bins(bins, max(_COARSE, _COARSE_PER_CLUSTER * k))
-    prefix = bins.prefix[:, starts]
-    k = min(k, len(starts) - 1)
-    s = len(starts) - 1
-    layer = interval_cost(prefix, np.zeros(1, np.int64), np.arange(s + 1))
-    curve, backs = [layer[-1]], []
-    for _ in range(1, k):
-        layer, back = next_layer(layer, prefix)
-        curve.append(layer[-1])
-        backs.append(back)
-    return starts, np.array(curve), backs
+def _start(bins: Bins, k: int) -> np.ndarray:
+    """(k+1,) bin edges near the best: the best on super-bins, then moved as far as clusterings of like cost may lie.
 
-
-def _trace(backs: list[np.ndarray], k: int, end: int) -> np.ndarray:
-    """(k+1,) super-bin edges of the best clustering into k."""
-    edges = [end]
-    for back in reversed(backs[: k - 1]):
-        edges.append(int(back[edges[-1]]))
-    return np.array([0, *edges[::-1]])
+    On so few super-bins clusterings that are 0.4 % apart look alike: one cluster more on one side of a distribution and
+    one less on the other. To get from one to the other each boundary between has to move by a cluster.
+    """
+    share = shares(bins)
+    starts = super_bins(bins, max(_COARSE, _COARSE_PER_CLUSTER * k), share)
+    edges = starts[best_partition(bins.prefix[:, starts], min(k, len(starts) - 1))[1]]
+    k = len(edges) - 1
+    for _ in range(_PASSES if k > 1 else 0):
+        near = np.interp(np.arange(1, k)[:, None] + _NEAR, np.arange(k + 1), share[edges])
+        inner = best_path(np.searchsorted(share[:-1], near), bins.prefix)
+        if np.array_equal(inner, edges[1:-1]):
+            break
+        edges = np.concatenate([edges[:1], inner, edges[-1:]])
+    return edges
 
 
 def _refine(bins: Bins, edges: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ import numpy as np
 
 from codeword.errors import PlanError
 from codeword.expr import Expr, Raw, dtype_name
-from codeword.kernels.assign import assign, assign_weighted, cluster_sums
+from codeword.kernels.assign import assign, assign_weighted
 from codeword.kernels.compensate import assign_compensated
 from codeword.kernels.groups import LARGEST, cluster_groups
-from codeword.math.bins import Bins, make_bins
+from codeword.math.bins import Bins, assign_members, make_bins
 from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, code_prices, ecsq
 from codeword.math.kmeans import kmeans, midpoints
 from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square, row_scales, rows_of, shared
@@ -94,8 +94,9 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
     ) -> tuple[np.ndarray, np.ndarray]:
         """Codes (r, c) and codebooks (g, k) of g groups of `size` rows."""
         if size == len(rows):
-            clusters = kmeans(make_bins(rows, divisor, h), self.n_clusters, zero=self.zero)
-            codes, codebook = assigned(rows, divisor, h, clusters.codebook, zero=self.zero)
+            bins = make_bins(rows, divisor, h)
+            clusters = kmeans(bins, self.n_clusters, zero=self.zero)
+            codes, codebook = assigned(bins, rows, divisor, h, clusters.codebook, zero=self.zero)
             return codes, codebook[None]
         m = size * rows.shape[1]
         at_once = size if m > LARGEST else size * max(1, _AT_ONCE // m)
@@ -199,14 +200,19 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
 
 
 def assigned(
-    rows: np.ndarray, divisor: np.ndarray | None, h: np.ndarray | None, codebook: np.ndarray, *, zero: bool = False
+    bins: Bins,
+    rows: np.ndarray,
+    divisor: np.ndarray | None,
+    h: np.ndarray | None,
+    codebook: np.ndarray,
+    *,
+    zero: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nearest codes (r, c), and codewords (k,) moved to the mean of the members that the codes name.
 
-    A last pass over the raw weights: what is shipped are exact means, not those of bins. zero: 0 stays where it is.
+    bins are those of rows (r, c): what is shipped are exact means of the raw weights. zero: 0 stays where it is.
     """
-    codes = assign(rows, divisor, midpoints(codebook))
-    _, mass, first = cluster_sums(rows, divisor, h, codes, len(codebook))
+    codes, mass, first = assign_members(bins, rows, divisor, h, midpoints(codebook))
     pinned = (mass <= 0) | (zero & (codebook == 0))
     return codes, np.where(pinned, codebook, first / np.where(mass > 0, mass, 1))
 

@@ -168,5 +168,6 @@ def _compress(
         return Raw(weight)
     scales = row_scales(rows) if granularity == "row" else Scales(None, 1.0)
     divisor = scales.divisor(len(rows))
-    codes, codebook = assigned(rows, divisor, h, cluster(make_bins(rows, divisor, h)).codebook)
+    bins = make_bins(rows, divisor, h)
+    codes, codebook = assigned(bins, rows, divisor, h, cluster(bins).codebook)
     return shared(codes, codebook, scales, weight.shape)

@@ -106,26 +106,111 @@ auto narrow_for() {
     return narrow<Code>;
 }
 
+// Members of a codeword that lie in the same bin of the histogram as the threshold above it: how many, and the sum of
+// their low bits.
+struct Part {
+    int64_t count, low;
+};
+
+constexpr int LOW_BITS = 12;
+
+// Thresholds by code, as bits; beyond the last one a pattern that no finite value shares a bin with.
+struct Edges {
+    std::vector<uint32_t> bits;
+    uint32_t last;
+    Edges(const float* edges, int64_t k, int levels)
+        : bits(std::max<int64_t>(16, int64_t{1} << levels), 0x7FFFFFFFu), last(static_cast<uint32_t>(k - 1)) {
+        if (k > 1) std::memcpy(bits.data(), edges, (k - 1) * sizeof(float));
+    }
+};
+
+CW_INLINE void add_part(const Edges& edges, const float* x, uint32_t place, Part* parts) {
+    uint32_t bits;
+    std::memcpy(&bits, x, 4);
+    Part& part = parts[std::min(place, edges.last)];
+    ++part.count;
+    part.low += bits & ((1u << LOW_BITS) - 1);
+}
+
+void find_parts(const Edges& edges, const float* x, const uint32_t* place, int64_t n, Part* parts) {
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, 4);
+        if (!((bits ^ edges.bits[place[i]]) >> LOW_BITS)) add_part(edges, x + i, place[i], parts);
+    }
+}
+
+#ifdef CW_X86
+// REGISTERS that hold the thresholds: 1 for up to 8 codes, 2 for up to 16, 0 if there are more and they are gathered.
+template <int REGISTERS>
+CW_AVX2 void find_parts_avx2(const Edges& edges, const float* x, const uint32_t* place, int64_t n, Part* parts) {
+    const auto* bits = reinterpret_cast<const int*>(edges.bits.data());
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + 8));
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256i p = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(place + i));
+        __m256i edge;
+        if (REGISTERS == 0) {
+            edge = _mm256_i32gather_epi32(bits, p, 4);
+        } else {
+            edge = _mm256_permutevar8x32_epi32(low, p);
+            if (REGISTERS == 2) {
+                const __m256i above = _mm256_permutevar8x32_epi32(high, p), which = _mm256_slli_epi32(p, 28);
+                edge = _mm256_castps_si256(_mm256_blendv_ps(
+                    _mm256_castsi256_ps(edge), _mm256_castsi256_ps(above), _mm256_castsi256_ps(which)));
+            }
+        }
+        const __m256i apart = _mm256_xor_si256(edge, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i)));
+        const __m256i same = _mm256_cmpeq_epi32(_mm256_srli_epi32(apart, LOW_BITS), _mm256_setzero_si256());
+        for (unsigned found = _mm256_movemask_ps(_mm256_castsi256_ps(same)); found; found &= found - 1) {
+            const int64_t at = i + __builtin_ctz(found);
+            add_part(edges, x + at, place[at], parts);
+        }
+    }
+    find_parts(edges, x + i, place + i, n - i, parts);
+}
+#endif
+
+using FindParts = void (*)(const Edges&, const float*, const uint32_t*, int64_t, Part*);
+
+FindParts find_parts_for([[maybe_unused]] const Tree& tree) {
+#ifdef CW_X86
+    if (cw::has_avx2())
+        return tree.levels <= 3 ? find_parts_avx2<1> : tree.levels == 4 ? find_parts_avx2<2> : find_parts_avx2<0>;
+#endif
+    return find_parts;
+}
+
 constexpr int64_t PIECE = 1 << 16;  // values of one task
 
 template <class Code>
 int64_t assign(
     const float* values, int64_t total, int64_t columns, const float* scale, const float* edges, int64_t k,
-    int64_t threads, Code* codes) {
+    int64_t threads, Code* codes, int64_t* parts) {
     const Tree tree(edges, k);
+    const Edges bits(edges, k, tree.levels);
     const auto find = places_for(tree);
+    const auto find_parts = find_parts_for(tree);
     const auto store = narrow_for<Code>();
+    std::mutex adding;
     cw::parallel((total + PIECE - 1) / PIECE, threads, [&](cw::Tasks& tasks) {
         std::vector<float> buffer(cw::BLOCK);
         std::vector<uint32_t> place(cw::BLOCK);
+        std::vector<Part> mine(parts ? k : 0);
         for (int64_t task; tasks.take(task);) {
             const int64_t end = std::min(total, (task + 1) * PIECE);
             for (int64_t at = task * PIECE; at < end; at += cw::BLOCK) {
                 const int64_t n = std::min(cw::BLOCK, end - at);
-                find(tree, cw::scaled(values, scale, columns, at, n, buffer.data()), n, place.data());
+                const float* x = cw::scaled(values, scale, columns, at, n, buffer.data());
+                find(tree, x, n, place.data());
                 store(place.data(), n, tree.last, codes + at);
+                if (parts) find_parts(bits, x, place.data(), n, mine.data());
             }
         }
+        if (!parts) return;
+        std::lock_guard<std::mutex> lock(adding);
+        for (int64_t j = 0; j < k - 1; ++j) parts[2 * j] += mine[j].count, parts[2 * j + 1] += mine[j].low;
     });
     return 0;
 }
@@ -244,6 +329,49 @@ int64_t lookup16(const uint16_t* values, int64_t n, const Code* table, int64_t t
     return 0;
 }
 
+// The number of tops below the key of each value, where a key is a pattern of 16 bits put in the order of its value;
+// last if it is below bottom, which only a NaN is.
+CW_INLINE void rank16_body(
+    const uint16_t* values, int64_t n, const int16_t* tops, int64_t last, int16_t bottom, uint8_t* codes) {
+    for (int64_t i = 0; i < n; ++i) {
+        const int16_t bits = static_cast<int16_t>(values[i]);
+        const int16_t key = static_cast<int16_t>(bits ^ ((bits >> 15) & 0x7FFF));
+        uint8_t code = 0;
+        for (int64_t j = 0; j < last; ++j) code += key > tops[j];
+        codes[i] = key < bottom ? static_cast<uint8_t>(last) : code;
+    }
+}
+
+void rank16(const uint16_t* values, int64_t n, const int16_t* tops, int64_t last, int16_t bottom, uint8_t* codes) {
+    rank16_body(values, n, tops, last, bottom, codes);
+}
+
+#ifdef CW_X86
+CW_AVX2 void rank16_avx2(
+    const uint16_t* values, int64_t n, const int16_t* tops, int64_t last, int16_t bottom, uint8_t* codes) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7FFF), below = _mm256_set1_epi16(bottom);
+    const __m256i end = _mm256_set1_epi16(static_cast<int16_t>(last));
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i + 16));
+        const __m256i x = _mm256_xor_si256(a, _mm256_and_si256(_mm256_srai_epi16(a, 15), magnitude));
+        const __m256i y = _mm256_xor_si256(b, _mm256_and_si256(_mm256_srai_epi16(b, 15), magnitude));
+        __m256i p = _mm256_setzero_si256(), q = p;
+        for (int64_t j = 0; j < last; ++j) {
+            const __m256i top = _mm256_set1_epi16(tops[j]);
+            p = _mm256_sub_epi16(p, _mm256_cmpgt_epi16(x, top));
+            q = _mm256_sub_epi16(q, _mm256_cmpgt_epi16(y, top));
+        }
+        p = _mm256_blendv_epi8(p, end, _mm256_cmpgt_epi16(below, x));
+        q = _mm256_blendv_epi8(q, end, _mm256_cmpgt_epi16(below, y));
+        const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi16(p, q), 0xD8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), both);
+    }
+    rank16_body(values + i, n - i, tops, last, bottom, codes + i);
+}
+#endif
+
 // Calls with a null pointer of the type of codes: with(static_cast<uint8_t*>(nullptr)) for one byte, and so on.
 template <class With>
 int64_t by_code(int64_t itemsize, With with) {
@@ -256,13 +384,33 @@ int64_t by_code(int64_t itemsize, With with) {
 
 }  // namespace
 
-// Codes of values (rows, columns), each row divided by scale (rows,) if that is not null; edges (k-1,) rising.
+// Codes of values (rows, columns), each row divided by scale (rows,) if that is not null; edges (k-1,) rising. Adds to
+// parts (k-1, 2), if that is not null, what `Part` says of each edge.
 CW_EXPORT int64_t cw_assign(
     const float* values, int64_t rows, int64_t columns, const float* scale, const float* edges, int64_t k,
-    int64_t threads, void* codes, int64_t itemsize) {
+    int64_t threads, void* codes, int64_t itemsize, int64_t* parts) {
     return by_code(itemsize, [&](auto* type) {
         return assign(
-            values, rows * columns, columns, scale, edges, k, threads, static_cast<decltype(type)>(codes));
+            values, rows * columns, columns, scale, edges, k, threads, static_cast<decltype(type)>(codes), parts);
+    });
+}
+
+// codes (n,) from tops (last,): `last` is the last code.
+CW_EXPORT int64_t cw_rank16(
+    const uint16_t* values, int64_t n, const int16_t* tops, int64_t last, int64_t bottom, int64_t threads,
+    uint8_t* codes) {
+    return cw::guarded([&] {
+        auto run = rank16;
+#ifdef CW_X86
+        if (cw::has_avx2()) run = rank16_avx2;
+#endif
+        cw::parallel((n + PIECE - 1) / PIECE, threads, [&](cw::Tasks& tasks) {
+            for (int64_t task; tasks.take(task);) {
+                const int64_t at = task * PIECE;
+                run(values + at, std::min(PIECE, n - at), tops, last, static_cast<int16_t>(bottom), codes + at);
+            }
+        });
+        return int64_t{0};
     });
 }
 
