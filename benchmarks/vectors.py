@@ -1,12 +1,12 @@
 """Vector methods, measured: error and bytes beside scalar clustering at equal bytes, and k-means beside faiss.
 
-    python benchmarks/vectors.py [--weights FOLDER]
+    python benchmarks/vectors.py [--weights FOLDER] [--faiss]
 
 Bytes are those of each tensor in a file: streams, checksum and its part of the header. The error is that of the
 weights, over their energy; nothing is retrained. "kmeans" and "rate-aware" are the scalar methods' errors at the same
 bytes, interpolated between neighbouring settings (log error over bytes); null where no setting brackets those bytes.
-FOLDER may hold cifar10_resnet20.safetensors. faiss is measured if it is importable, runs interleaved, medians of 5.
-Writes benchmarks/vectors.json.
+FOLDER may hold cifar10_resnet20.safetensors. faiss is measured if it is importable; --faiss measures that alone and
+leaves the rest of benchmarks/vectors.json, which is written, as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -100,41 +102,61 @@ def table(name: str, weights: list[np.ndarray], methods: list[Method]) -> dict:
 
 
 def beside_faiss() -> list[dict]:
-    """k-means on Laplacian vectors: seconds and error of ours (one thread) and of faiss (one thread, and all)."""
+    """Product quantization's k-means on Laplacian vectors, ours and faiss' with as many threads.
+
+    Seconds to train, and to train and to find the codes of all vectors, each the median of interleaved runs, every one
+    of another seed; "mse" is the mean of the runs.
+    """
     import faiss
 
-    rows, threads = [], os.cpu_count() or 1
-    for n, d, k in [(65536, 8, 256), (100_000, 4, 256), (1_000_000, 8, 256), (50_000, 9, 64), (50_000, 4, 1024)]:
+    def ours(vectors: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
+        book = kmeans_vectors(vectors, k, generator=np.random.default_rng(seed))
+        yield book
+        yield assign_vectors(vectors, book).codes
+
+    def theirs(vectors: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
+        trainer = faiss.Kmeans(vectors.shape[1], k, niter=25, seed=seed + 1)
+        trainer.train(vectors)
+        yield trainer.centroids
+        yield trainer.assign(vectors)[1]
+
+    rows = []
+    for n, d, k, threads in product((100_000, 1_000_000), (2, 4, 8, 16), (16, 64, 256, 1024), {1, os.cpu_count() or 1}):
         vectors = np.random.default_rng(1).laplace(size=(n, d)).astype(np.float32)
-
-        def ours(some: np.ndarray = vectors, k: int = k) -> np.ndarray:
-            return kmeans_vectors(some, k, generator=np.random.default_rng(0))
-
-        def theirs(some: np.ndarray = vectors, k: int = k) -> np.ndarray:
-            trainer = faiss.Kmeans(some.shape[1], k, niter=25, seed=1)
-            trainer.train(some)
-            return trainer.centroids
-
-        taken: dict[str, list[float]] = {"ours": [], "faiss_1": [], f"faiss_{threads}": []}
-        errors = {}
-        for _ in range(5):
-            for kind, times in taken.items():
-                faiss.omp_set_num_threads(1 if kind == "ours" else int(kind.split("_")[1]))
-                start = time.perf_counter()
-                book = ours() if kind == "ours" else theirs()
-                times.append(time.perf_counter() - start)
-                errors[kind] = assign_vectors(vectors, book).sse / vectors.size
-        row = {"n": n, "d": d, "k": k, "mse": errors}
-        row["seconds"] = {kind: statistics.median(times) for kind, times in taken.items()}
+        faiss.omp_set_num_threads(threads)
+        os.environ["CODEWORD_THREADS"] = str(threads)
+        train, both, errors = ({"ours": [], "faiss": []} for _ in range(3))
+        for seed, (name, run) in product(range(3), (("ours", ours), ("faiss", theirs))):
+            start = time.perf_counter()
+            steps = run(vectors, k, seed)
+            book = next(steps)
+            train[name].append(time.perf_counter() - start)
+            next(steps)
+            both[name].append(time.perf_counter() - start)
+            errors[name].append(assign_vectors(vectors, book).sse / vectors.size)
+        row = {"n": n, "d": d, "k": k, "threads": threads}
+        row["train"] = {name: statistics.median(times) for name, times in train.items()}
+        row["train_and_codes"] = {name: statistics.median(times) for name, times in both.items()}
+        row["mse"] = {name: statistics.mean(found) for name, found in errors.items()}
+        for what in ("train", "train_and_codes", "mse"):
+            row[what]["ratio"] = row[what]["ours"] / row[what]["faiss"]
         rows.append(row)
-        print(row)
+        print(n, d, k, threads, *(f"{what} {row[what]['ratio']:.3f}" for what in ("train", "train_and_codes", "mse")))
+    del os.environ["CODEWORD_THREADS"]
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--faiss", action="store_true")
     arguments = parser.parse_args()
+    if arguments.faiss:
+        results = json.loads(JSON.read_text())
+        results["machine"]["load"] = os.getloadavg()[0]
+        results["faiss"] = beside_faiss()
+        JSON.write_text(json.dumps(results, indent=1) + "\n")
+        return
     results: dict = {"machine": {"cpu_count": os.cpu_count(), "python": platform.python_version()}}
 
     def read(path: Path, *kinds: str) -> list[np.ndarray]:

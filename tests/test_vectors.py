@@ -173,7 +173,7 @@ def test_faiss_asked_for_and_missing_says_how_to_get_it(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(module, "import_module", missing)
-    with pytest.raises(MissingDependencyError, match="pip install faiss-cpu"):
+    with pytest.raises(MissingDependencyError, match=r'pip install "codeword\[faiss\]"'):
         compress(ProductQuantization(2, 4, engine="faiss"), laplacian(10, 10))
 
 

@@ -45,9 +45,10 @@ class ProductQuantization(msgspec.Struct, frozen=True, tag_field="method", tag="
     clustering. group_size: rows that share a codebook, None for all; divides the number of rows. codebook_dtype:
     "int8" is whole numbers and a step. residual_stages: further codebooks, each for the error left by those before.
     skip_zeros: weights that are exactly 0 (pruned) have no say in clustering and stay 0; their places are stored as a
-    mask. engine "faiss" trains codebooks with faiss where no importance and no mask weighs the entries. shared: name of
-    a group, whose tensors of one kind and of equal options have one codebook a stage, stored once. It is for weights
-    over the root mean square of their tensor: a relative error counts the same in all of them.
+    mask. engine "faiss" trains codebooks with faiss where no importance and no mask weighs the entries; its bytes may
+    differ with its version, the machine and the number of threads, those of "numpy", ours, do not with the threads.
+    shared: name of a group, whose tensors of one kind and of equal options have one codebook a stage, stored once. It
+    is for weights over the root mean square of their tensor: a relative error counts the same in all of them.
     """
 
     cluster_dim: int
