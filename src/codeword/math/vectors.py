@@ -18,9 +18,10 @@ from codeword.kernels.vectors import nearest, nearest_and_members
 Engine: TypeAlias = Literal["numpy", "faiss"]
 
 _TRAINED = 256  # vectors a codeword is trained on, as faiss has it; more change the third digit of the error
+_FINISHED = 512  # vectors a codeword is the mean of in the end: halves what a sample costs in error
+_AT_LEAST = 1 << 16  # vectors, which are seen in no time
 _SEEDED = 32  # vectors a codeword is seeded from
 _ROUNDS = 25
-_FULL_ROUNDS = 1  # on all vectors, after the sample
 _SETTLED = 1e-3  # relative gain of a round that is not worth another: going on takes 1.4 times as long for 0.3 % less
 _BLOCK = 1 << 14  # values brought into a frame at once: they stay in the cache
 
@@ -95,17 +96,18 @@ def kmeans_vectors(
     if distinct is not None:
         return distinct
     k = min(k, len(vectors))  # distinct ones may pass for equal
-    h, sampled = _Weights.of(importance).h, len(vectors) > _TRAINED * k
-    index = np.sort(generator.choice(len(vectors), _TRAINED * k, replace=False, shuffle=False)) if sampled else ...
+    h, index = _Weights.of(importance).h, _drawn(len(vectors), max(_FINISHED * k, _AT_LEAST), generator)
     some, weight = vectors[index], None if h is None else h[index]
-    frame = _Frame.around(some, _top(vectors))
+    frame = _Frame.around(some, _top(some))
     x = frame.moved(some)
+    index = _drawn(len(x), _TRAINED * k, generator)
+    trained, h = x[index], None if weight is None else weight[index]
     if engine == "faiss" and h is None:
-        codebook = _faiss(x, k, int(generator.integers(1 << 31)))
+        codebook = _faiss(trained, k, int(generator.integers(1 << 31)))
     else:
-        codebook = _lloyd(x, weight, _seeds(x, weight, k, generator), _ROUNDS)
-    if sampled:
-        codebook = _lloyd(frame.moved(vectors), h, codebook, _FULL_ROUNDS)
+        codebook = _lloyd(trained, h, _seeds(trained, h, k, generator), _ROUNDS)
+    if len(trained) < len(x):
+        codebook = _lloyd(x, weight, codebook, 1)
     return codebook * frame.scale + frame.centre
 
 
@@ -133,14 +135,18 @@ def _top(vectors: np.ndarray) -> float:
     return max(float(vectors.max()), -float(vectors.min())) if vectors.size else 0.0
 
 
+def _drawn(n: int, most: int, generator: np.random.Generator) -> np.ndarray | slice:
+    """So many of the numbers below n, rising."""
+    return np.sort(generator.choice(n, most, replace=False, shuffle=False)) if n > most else slice(None)
+
+
 def _seeds(x: np.ndarray, h: np.ndarray | None, k: int, generator: np.random.Generator) -> np.ndarray:
     """(k, d) starting codewords, drawn from a sample by the error that those before leave, half as many at a time.
 
     One at a time would be k-means++ (Arthur & Vassilvitskii 2007), which after Lloyd's rounds is no better.
     """
-    if len(x) > _SEEDED * k:
-        index = np.sort(generator.choice(len(x), _SEEDED * k, replace=False, shuffle=False))
-        x, h = x[index], None if h is None else h[index]
+    index = _drawn(len(x), _SEEDED * k, generator)
+    x, h = x[index], None if h is None else h[index]
     fresh = seeds = x[generator.integers(len(x), size=1)]
     left = np.full(len(x), np.inf)
     while len(seeds) < k:
