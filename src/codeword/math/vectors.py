@@ -19,7 +19,7 @@ Engine: TypeAlias = Literal["numpy", "faiss"]
 
 _TRAINED = 256  # vectors a codeword is trained on, as faiss has it; more change the third digit of the error
 _FINISHED = 512  # vectors a codeword is the mean of in the end: halves what a sample costs in error
-_AT_LEAST = 1 << 16  # vectors, which are seen in no time
+_AT_LEAST = 1 << 14  # of them, which take no time
 _SEEDED = 32  # vectors a codeword is seeded from
 _ROUNDS = 25
 _SETTLED = 1e-3  # relative gain of a round that is not worth another: going on takes 1.4 times as long for 0.3 % less
