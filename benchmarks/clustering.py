@@ -1,9 +1,10 @@
 """Scalar clustering: starts against the optimum (A1, A2), BIRCH against scikit-learn's (A3), row scales (A4).
 
-    [CODEWORD_DATA=DATA] python benchmarks/clustering.py [--only starts|birch|rows|accuracy]
+    [CODEWORD_DATA=DATA] python benchmarks/clustering.py [--only starts|birch|rows|accuracy|fc] [--nets FOLDER]
 
 Writes benchmarks/clustering.json and prints its tables. Rivals run in turn, round after round, and medians are kept.
 With CODEWORD_DATA (MNIST) the accuracy of the bundled LeNet-5 is measured, too; scikit-learn is measured if there.
+fc also takes the nets of recipes/train_narrow.py from FOLDER (CIFAR-10), those that are there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -218,6 +220,76 @@ def accuracy() -> list[dict]:
     return rows
 
 
+def fc_layers(folder: Path | None) -> list[dict]:
+    """Plain clustering and row scales on the linear layers of each net, the rest of it kept; whole test sets.
+
+    Each layer's plain codebook is the smallest whose coded bytes are no fewer than those with row scales ("above"), and
+    the next smaller one ("below").
+    """
+    from codeword.data import load_data
+    from codeword.evaluate import load_factory
+
+    sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+    nets = {"LeNet-5": (zoo.lenet5_path(), "codeword.zoo:lenet5", "mnist:test")}
+    for name, factory, data in (
+        ("lenet300", "codeword.zoo:lenet_300_100", "mnist:test"),
+        ("alexnet", "train_narrow:narrow_alexnet", "cifar10:test"),
+        ("vgg", "train_narrow:narrow_vgg", "cifar10:test"),
+    ):
+        if folder is not None and (path := folder / f"{name}.safetensors").exists():
+            nets[name] = (path, factory, data)
+    rows = []
+    for net, (path, factory, data) in nets.items():
+        dataset, model = load_data(data), load_factory(factory)()
+        weights = {
+            name: read_tensor(path, entry)
+            for name, entry in read_header(path).entries.items()
+            if name.endswith("weight") and len(entry.shape) == 2
+        }
+
+        def top1(methods, path=path, dataset=dataset, model=model):
+            rules = [codeword.Rule(name, method) for name, method in methods.items()]
+            plan = codeword.Plan((*rules, codeword.Rule("*", codeword.Keep())))
+            with codeword.compress(path, plan=plan) as artifact:
+                return codeword.evaluate(artifact, dataset, model=model).top1
+
+        dense = top1({})
+        energy = {name: float(np.sum(weight.astype(np.float64) ** 2)) for name, weight in weights.items()}
+
+        def sized(methods, weights=weights, energy=energy, top1=top1):
+            layers = [measured(weight, methods[name]) for name, weight in weights.items()]
+            error = sum(it[1] * energy[name] for name, it in zip(weights, layers, strict=True)) / sum(energy.values())
+            return {"bytes": sum(it[0] for it in layers), "error": error, "top1": top1(methods)}
+
+        for k in (4, 8, 16, 32):
+            plain = {}
+            for name, weight in weights.items():
+                more, nbytes = k, measured(weight, RowScaled(k))[0]
+                while measured(weight, KMeans(more))[0] < nbytes:
+                    more += 1
+                plain[name] = more
+            found = {
+                "A4": sized(dict.fromkeys(weights, RowScaled(k))),
+                "A0 below": sized({name: KMeans(it - 1) for name, it in plain.items()}),
+                "A0 above": sized({name: KMeans(it) for name, it in plain.items()}),
+            }
+            rows += fc_rows(net, dense, k, list(plain.values()), found)
+    return rows
+
+
+def fc_rows(net: str, dense: float, k: int, plain: list[int], found: dict[str, dict]) -> list[dict]:
+    """Rows of a table, and what plain clustering would make of as many bytes: between its neighbours, by bytes."""
+    below, above = found["A0 below"], found["A0 above"]
+    share = (found["A4"]["bytes"] - below["bytes"]) / (above["bytes"] - below["bytes"])
+    between = {
+        "bytes": found["A4"]["bytes"],
+        "error": float(np.exp((1 - share) * np.log(below["error"]) + share * np.log(above["error"]))),
+        "top1": (1 - share) * below["top1"] + share * above["top1"],
+    }
+    head = {"net": net, "dense_top1": dense, "k": k, "plain_k_above": plain}
+    return [{**head, "method": name, **it} for name, it in {**found, "A0 between": between}.items()]
+
+
 def _top1(method, dataset) -> float:
     plan = codeword.Plan((codeword.Rule("*.weight", method), codeword.Rule("*", codeword.Keep())))
     with codeword.compress(zoo.lenet5_path(), plan=plan) as artifact:
@@ -243,19 +315,32 @@ def show(results: dict) -> None:
             f"{row['data']:14} k {row['k']:2} {row['bytes']:7} bytes {row['error']:.6f}; plain k {row['plain_k']:2} "
             f"{row['plain_bytes']:7} bytes {row['plain_error']:.6f}, at equal bytes {row['plain_error_between']:.6f}"
         )
+    for row in results.get("fc", []):
+        print(
+            f"{row['net']:8} dense {row['dense_top1']:.2f} {row['method']:10} k {row['k']:2} "
+            f"{row['bytes']:8} bytes {row['error']:.6f} top-1 {row['top1']:.2f}"
+        )
     for row in results.get("accuracy", []):
         print(f"{row['method']:12} k {row['k']} top-1 {row['top1']:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"starts": starts, "birch": birch_times, "rows": row_scales, "accuracy": accuracy}
-    parser.add_argument("--only", choices=parts)
-    only = parser.parse_args().only
+    parser.add_argument("--nets", type=Path, help="folder of what recipes/train_narrow.py made")
+    parser.add_argument("--only", choices=("starts", "birch", "rows", "accuracy", "fc"))
+    args = parser.parse_args()
+    only = args.only
+    parts = {
+        "starts": starts,
+        "birch": birch_times,
+        "rows": row_scales,
+        "accuracy": accuracy,
+        "fc": lambda: fc_layers(args.nets),
+    }
     measured_now = {
         name: part()
         for name, part in parts.items()
-        if only in (None, name) and (name != "accuracy" or "CODEWORD_DATA" in os.environ)
+        if only in (None, name) and (name not in ("accuracy", "fc") or "CODEWORD_DATA" in os.environ)
     }
     results = (json.loads(JSON.read_text()) if JSON.exists() else {}) | measured_now
     results["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
