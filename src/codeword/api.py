@@ -26,7 +26,7 @@ from codeword.evaluate import evaluate as score
 from codeword.execute import Progress, run
 from codeword.expr import FLOATS, Raw
 from codeword.methods import Keep, Method
-from codeword.plan import Plan, select
+from codeword.plan import Plan, parse_method, select
 from codeword.safetensors_file import write_safetensors
 from codeword.sources import Source, open_source
 from codeword.target import Target
@@ -60,6 +60,7 @@ def fit(
     data: Iterable[Any] | Dataset | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     plan: Plan | Path | None = None,
+    method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -82,6 +83,7 @@ def fit(
         importance = importance_from_data(model, data)
     weights = check_importance(dict(importance), source.infos) if importance is not None else None
     lossy = select(source.infos, include, exclude)
+    chosen = "chosen by the plan"
 
     def execute(methods: Mapping[str, Method]) -> Artifact:
         return run(
@@ -95,6 +97,11 @@ def fit(
             progress=progress,
         )
 
+    if method is not None:
+        if target is not None or plan is not None:
+            raise PlanError("give method alone: a target chooses methods by itself, and a plan names its own")
+        plan = _plan_of(parse_method(method) if isinstance(method, str) else method, source, lossy, seed)
+        chosen = "not a matrix or kernel"
     if plan is not None:
         if target is not None:
             raise PlanError("give target or plan, not both: a plan says all that a target would decide")
@@ -104,9 +111,7 @@ def fit(
         if include or exclude:
             plan = Plan.of(methods, source.infos, seed, plan.target)
         artifact = execute(methods)
-        return Compressed(
-            artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite, "chosen by the plan"), None, None
-        )
+        return Compressed(artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite, chosen), None, None)
 
     wanted = Target.parse(DEFAULT_TARGET if target is None else target)
     own = [info for info in source.infos if info.tied_to is None]
@@ -127,6 +132,7 @@ def compress(
     data: Iterable[Any] | Dataset | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     plan: Plan | Path | None = None,
+    method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -140,7 +146,8 @@ def compress(
     model: a path (safetensors, also sharded; a torch checkpoint), a torch module, or a mapping of arrays. target: "30x"
     (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if neither target nor plan is given.
     data: batches of inputs, a Dataset or the name of one, to weigh errors by (needs a module; labels are not used).
-    importance: the same by hand, tensor name -> array of its shape. plan: a `Plan`, or the path of one. include,
+    importance: the same by hand, tensor name -> array of its shape. plan: a `Plan`, or the path of one. method: one for
+    all matrices and kernels, everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include,
     exclude: globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same
     bytes with any number of workers.
 
@@ -153,6 +160,7 @@ def compress(
         data=data,
         importance=importance,
         plan=plan,
+        method=method,
         include=include,
         exclude=exclude,
         seed=seed,
@@ -221,6 +229,18 @@ def evaluate(
     else:
         net = file
     return score(net, dataset, batch_size=batch_size, mean=mean, std=std)
+
+
+def _plan_of(method: Method, source: Source, lossy: set[str], seed: int) -> Plan:
+    """One method for the tensors worth clustering: those of two dimensions and more."""
+    chosen: dict[str, Method] = {
+        info.name: method
+        for info in source.infos
+        if info.name in lossy and len(info.shape) > 1 and info.dtype in FLOATS and info.tied_to is None
+    }
+    if not chosen:
+        raise PlanError(f"{source.location}: no tensor of floats with two dimensions or more to apply {method!r} to")
+    return Plan.of(chosen, source.infos, seed, None)
 
 
 def _opened(file: Artifact | Path) -> Artifact:

@@ -16,6 +16,7 @@ from codeword.artifact import Artifact
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
+from codeword.plan import METHODS
 from codeword.sources import files_of, open_source
 
 EXIT_CODES = {
@@ -95,6 +96,13 @@ def compress(
         str | None,
         typer.Option(metavar="SIZE", help="30x (float32 bytes over file bytes), 120KB, or 2.5bpw; 8x if not given."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:OPTION=VALUE,...",
+            help=f"One method for all matrices and kernels instead of a target: {', '.join(METHODS)}.",
+        ),
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="PLAN.toml", help="Run this plan instead of a target.")] = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="PLAN.toml", help="Write the plan that was run.")] = None,
     include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Approximate these tensors only.")] = None,
@@ -119,6 +127,8 @@ def compress(
     """Compress a checkpoint to a target, re-read the file and verify it.
 
     Example: `codeword compress model.safetensors -o model.cw --target 30x`
+
+    Example: `codeword compress model.safetensors -o model.cw --method kmeans:n_clusters=16`
     """
     with reported(as_json):
         if (model is None) != (data is None):
@@ -140,12 +150,13 @@ def compress(
 
             with console.working("weighing errors"):
                 importance = weigh(model, original, load_data(data, limit=limit))
-        passes = ("coding",) if plan is not None else ("measuring weights", "coding")
+        passes = ("coding",) if plan is not None or method is not None else ("measuring weights", "coding")
         with console.progress(passes) as progress:
             made = api.fit(
                 original,
                 target,
                 plan=plan,
+                method=method,
                 importance=importance,
                 include=include or (),
                 exclude=exclude or (),

@@ -128,8 +128,7 @@ class Plan:
                 raise PlanError(
                     f"the method of {rule.tensors!r}, {rule.method!r}, is not built in: no plan file holds it"
                 )
-            fields = msgspec.to_builtins(rule.method)
-            rules.append({"tensors": rule.tensors} | {key: value for key, value in fields.items() if value is not None})
+            rules.append({"tensors": rule.tensors} | _without_none(msgspec.to_builtins(rule.method)))
         head: dict[str, Any] = {"seed": self.seed} | ({} if self.target is None else {"target": self.target})
         return head | {"rule": rules}
 
@@ -137,7 +136,8 @@ class Plan:
         """Write the plan as TOML, atomically. Raises WriteError, or PlanError for a method that is not built in."""
         content = self.to_dict()
         rules = content.pop("rule")  # a table each: left to itself tomli_w writes short ones inline, long ones not
-        text = tomli_w.dumps(content) + "".join(f"\n[[rule]]\n{tomli_w.dumps(rule)}" for rule in rules)
+        text = tomli_w.dumps(content) + "".join(f"\n[{tomli_w.dumps({'rule': rule})}" for rule in rules)
+        text = text.replace("\n[[rule]\n", "\n[[rule]]\n")
         with replacing(path) as file:
             file.write(text.encode())
 
@@ -169,28 +169,86 @@ def unmatched(pattern: str, infos: Iterable[TensorInfo]) -> str:
     return f"{pattern!r} matches none of {len(names)} tensors (the nearest name is {near[0]!r}{special})"
 
 
+def parse_method(text: str) -> Method:
+    """A method from one line, `name` or `name:option=value,...`, as in `--method kmeans:n_clusters=16`.
+
+    Values are TOML's; a word needs no quotes. Options of a method within a method are dotted: `start=kmeans`,
+    `start.n_clusters=16`. Raises PlanError naming the option and the nearest valid name.
+    """
+    name, _, rest = text.partition(":")
+    fields: dict[str, Any] = {"method": name.strip()}
+    for option in rest.split(",") if rest else ():
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or not key or not value:
+            raise PlanError(f"method {text!r}: {option.strip()!r} is no option=value; write name:option=value,...")
+        *path, last = key.split(".")
+        table: dict[str, Any] = fields
+        for part in path:
+            inner: Any = table.get(part, {})
+            inner = {"method": inner} if isinstance(inner, str) else inner  # `start=kmeans` came before
+            if not isinstance(inner, dict):
+                raise PlanError(f"method {text!r}: {part} is {inner!r} and can have no option {last!r}")
+            table[part] = table = inner
+        table[last] = _toml_value(value)
+    return _method(fields, f"method {text!r}")
+
+
+def _toml_value(text: str) -> Any:  # noqa: ANN401
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """What TOML can hold, in tables within tables too."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if value is not None
+    }
+
+
 def _rule(content: object, where: str) -> Rule:
     if not isinstance(content, dict):
         raise PlanError(f"{where}: must be a table, got {content!r}")
     fields = dict(content)
-    tensors, name = fields.pop("tensors", None), fields.get("method")
+    tensors = fields.pop("tensors", None)
     if not isinstance(tensors, str) or not tensors:
         raise PlanError(f'{where}.tensors: must be a glob such as "layer1.*", got {tensors!r}')
-    if not isinstance(name, str) or name not in METHODS:
-        raise PlanError(f"{where}.method: {name!r} is no method{_nearest(str(name), METHODS)}")
-    method = METHODS[name]
+    return Rule(tensors, _method(fields, where))
+
+
+def _method(fields: Mapping[str, Any], where: str, methods: Mapping[str, type] = METHODS) -> Method:
+    """The method that a table names, one of `methods`; those in tables within it are looked at first."""
+    name = fields.get("method")
+    if not isinstance(name, str) or name not in methods:
+        raise PlanError(f"{where}.method: {name!r} is no method{_here(name)}{_nearest(str(name), methods)}")
+    method = methods[name]
     _check_names(fields, ("method", *method.__struct_fields__), where)
+    hints, fields = get_type_hints(method), dict(fields)
+    for key, value in fields.items():
+        inner = {tag: kind for tag, kind in METHODS.items() if kind in get_args(hints.get(key))}
+        if inner:
+            fields[key] = {"method": value} if isinstance(value, str) else value  # a name alone: no options given
+            if not isinstance(fields[key], dict):
+                raise PlanError(f"{where}.{key}: must be a method's name or table, got {value!r}")
+            _method(fields[key], f"{where}.{key}", inner)
     try:
-        return Rule(tensors, msgspec.convert(fields, method))
+        return msgspec.convert(fields, method)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
         path = path.rstrip("`")
         # Where words are to choose from, msgspec says which is wrong and not which are right.
-        choices = [word for word in get_args(get_type_hints(method).get(path[1:])) if isinstance(word, str)]
+        choices = [word for word in get_args(hints.get(path[1:])) if isinstance(word, str)]
         hint = _nearest(str(fields.get(path[1:])), choices) if choices else ""
         raise PlanError(f"{where}{path}: {text}{hint}") from None
     except PlanError as error:
         raise PlanError(f"{where}: {error}") from None
+
+
+def _here(name: object) -> str:
+    return " that can stand here" if isinstance(name, str) and name in METHODS else ""
 
 
 def _check_names(content: Mapping[str, Any], valid: Iterable[str], where: str) -> None:

@@ -77,7 +77,7 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
     prices = np.zeros(len(codewords))
     sse, bits, best = 0.0, 0.0, math.inf
     for _ in range(_ROUNDS):
-        keep, thresholds = _envelope(codewords, prices * (lam / h))
+        keep, thresholds = envelope(codewords, prices * (lam / h))
         codewords, prices = codewords[keep], prices[keep]
         edges = np.concatenate([[0], np.searchsorted(bins.values, thresholds, side="right"), [len(bins.values)]])
         members = np.diff(bins.counts[edges])
@@ -99,12 +99,12 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
         if cost >= best * (1 - _SETTLED):
             break
         best = cost
-    keep, thresholds = _envelope(codewords, prices * (lam / h))
+    keep, thresholds = envelope(codewords, prices * (lam / h))
     return Codebook(codewords[keep], thresholds, prices[keep], sse, bits, None if free else spacing)
 
 
-def _envelope(codewords: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, thresholds): the codewords that are cheapest somewhere, and where each hands over to the next.
+def envelope(codewords: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, thresholds): of rising codewords (k,) those that are cheapest somewhere, and where each hands over.
 
     (w - c)**2 + p is cheapest where -2 w c + c**2 + p is, a lower envelope of lines in w with falling slopes. Zero
     stays even where it is dominated, so that pruned weights have their code.

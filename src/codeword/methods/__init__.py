@@ -7,7 +7,8 @@ of those a plan file can name; pass an object of your own to `Plan` for anything
 from typing import TypeAlias
 
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
-from codeword.methods.scalar import Keep, KMeans, RateAware, round_mantissa
+from codeword.methods.rate_aware import RateAware, Start
+from codeword.methods.scalar import Keep, KMeans, round_mantissa
 from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd, RowScaled
 from codeword.methods.vector import KernelTemplates, ProductQuantization
 
@@ -29,6 +30,7 @@ __all__ = [
     "RateAware",
     "RowScaled",
     "Scales",
+    "Start",
     "as_rows",
     "round_mantissa",
     "row_scales",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -10,18 +9,11 @@ import numpy as np
 
 from codeword.errors import PlanError
 from codeword.expr import Expr, Raw, dtype_name
-from codeword.kernels.assign import assign, assign_weighted
-from codeword.kernels.compensate import assign_compensated
 from codeword.kernels.groups import LARGEST, cluster_groups
 from codeword.math.bins import Bins, assign_members, make_bins
-from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, code_prices, ecsq
 from codeword.math.kmeans import kmeans, midpoints
-from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square, row_scales, rows_of, shared
+from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
 
-# Compensation wants a wider grid: output divergence of LeNet-5 and ResNet-20 on training images is flat from 4 to 5.5,
-# and a single spacing makes the size of a file fall without jumps as lambda grows.
-_COMPENSATED_SPACING = 4.6
-_SAMPLE = 1 << 19  # weights that prices are learned from
 _AT_ONCE = 1 << 22  # weights of groups that are clustered together
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
@@ -120,83 +112,6 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
         importance = None if h is None else h.reshape(-1, m)
         found = cluster_groups(values.reshape(-1, m), importance, self.n_clusters, zero=self.zero)
         return found.codes.reshape(rows.shape), found.codebooks
-
-
-class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware", forbid_unknown_fields=True):
-    """Rate-aware scalar clustering (methods A5): least squared error + lam * coded bits; the k that is best follows.
-
-    lam: the squared error one bit is worth, in units of the tensor's mean square (of each row's, if the granularity is
-    "row"), so that it means the same whatever the weights' scale. An importance multiplies the squared errors of the
-    scaled weights. codebook "grid": codewords are multiples of one step, a few bytes in the file; "free": each is the
-    mean of its members. compensate: errors cancel within kernels and rows (`kernels.compensate`), which costs a little
-    SQNR of the weights and saves far more of the outputs'.
-    """
-
-    lam: float
-    granularity: Granularity = "row"
-    codebook: Literal["grid", "free"] = "grid"
-    max_clusters: int = MAX_CODEWORDS
-    compensate: bool = True
-
-    def __post_init__(self) -> None:
-        if not (self.lam > 0 and math.isfinite(self.lam)):
-            raise PlanError(f"rate-aware: lam must be a positive number, got {self.lam}")
-        if not 1 <= self.max_clusters <= MAX_CODEWORDS:
-            raise PlanError(f"rate-aware: max_clusters must lie in 1..{MAX_CODEWORDS}, got {self.max_clusters}")
-
-    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
-        """Lookup of grid steps or free codewords, under an Affine of row scales or of the step."""
-        del generator
-        rows, h = as_rows(weight), rows_of(importance)
-        if not rows.size:
-            return Raw(weight)
-        scales = self.scales(rows)
-        divisor = scales.divisor(len(rows))
-        bins = make_bins(rows, divisor, h)
-        found = self.design(bins)
-        lam = self.lam * bins.mean_energy
-        if self.compensate and weight.ndim > 1 and len(found.codewords) > 1:  # a vector's errors meet in no sum
-            codes = self._compensated(rows, divisor, h, math.prod(weight.shape[2:]), found, lam)
-        elif h is not None:
-            codes = assign_weighted(rows, divisor, h, found.codewords, lam * found.prices)
-        else:
-            codes = assign(rows, divisor, found.thresholds)
-        return shared(codes, found.codewords, scales, weight.shape, found.grid)
-
-    def scales(self, rows: np.ndarray) -> Scales:
-        """What rows (r, c) are divided by: each its own root mean square, or all the tensor's."""
-        return row_scales(rows) if self.granularity == "row" else Scales(None, root_mean_square(rows))
-
-    def design(self, bins: Bins) -> Codebook:
-        """The codebook for bins of scaled weights."""
-        spacings = (_COMPENSATED_SPACING,) if self.compensate else SPACINGS
-        # Weights that matter more than the mean want a finer grid; those that matter less then skip most of it.
-        finer = math.sqrt(bins.unevenness)
-        return ecsq(
-            bins,
-            self.lam * bins.mean_energy,
-            free=self.codebook == "free",
-            max_codewords=self.max_clusters,
-            spacings=tuple(spacing / finer for spacing in spacings),
-        )
-
-    def _compensated(
-        self,
-        rows: np.ndarray,
-        divisor: np.ndarray | None,
-        h: np.ndarray | None,
-        kernel: int,
-        found: Codebook,
-        lam: float,
-    ) -> np.ndarray:
-        """Codes (r, c), with prices as compensation makes them: errors passed on use rare codewords more often."""
-
-        def codes(every: int, prices: np.ndarray) -> np.ndarray:
-            scale, importance = (None if array is None else array[::every] for array in (divisor, h))
-            return assign_compensated(rows[::every], scale, importance, kernel, found.codewords, lam * prices)
-
-        sample = codes(max(1, rows.size // _SAMPLE), found.prices)
-        return codes(1, code_prices(np.bincount(sample.reshape(-1), minlength=len(found.codewords))))
 
 
 def assigned(

@@ -1,0 +1,134 @@
+"""Rate-aware clustering on top of any method: the codes and codewords of an expression move to where bits are few.
+
+Whatever a method built, each Lookup in it stands for weights that other nodes scale, shift, add to or place. Undo
+those, and what is left is a clustering problem with importances of its own: `math.ecvq` solves it from where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, shape
+from codeword.kernels.compensate import assign_compensated
+from codeword.math.ecsq import code_prices
+from codeword.math.ecvq import compact, constrained_codes, ecvq, squared_error
+
+_GRID_SHARE = 0.01  # of the squared error may come from rounding codewords to a grid
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a bit is worth, and how codes and codewords may move."""
+
+    lam: float  # squared error times importance
+    grid: bool  # codewords become whole multiples of a step, unless they are already
+    kernel: int | None  # neighbouring weights that are one kernel; None: errors are not made to cancel
+
+    def apply(self, expr: Expr, target: np.ndarray, importance: np.ndarray) -> Expr:
+        """The expression of the same form and less importance * squared error + lam * bits about target.
+
+        target: float32 of expr's shape; importance: float32, >= 0, broadcasts to that.
+        """
+        match expr:
+            case Raw():
+                return expr
+            case Reshape(inner, new):
+                full = importance if importance.size == 1 else np.broadcast_to(importance, target.shape)
+                size = shape(inner)
+                h = full.reshape((1,) * len(size)) if full.size == 1 else full.reshape(size)
+                return Reshape(self.apply(inner, target.reshape(size), h), new)
+            case Permute(inner, order):
+                back = tuple(np.argsort(order))
+                h = np.broadcast_to(importance, target.shape).transpose(back)
+                return Permute(self._apart().apply(inner, target.transpose(back), h), order)
+            case Affine(inner, scale, offset):
+                rest = target if offset is None else target - offset.astype(np.float32)
+                if scale is None:
+                    return Affine(self.apply(inner, rest, importance), None, offset)
+                s = scale.astype(np.float32)
+                rest = np.divide(rest, s, out=np.zeros_like(target), where=np.broadcast_to(s != 0, target.shape))
+                return Affine(self.apply(inner, rest, importance * s * s), scale, offset)
+            case Sum(terms):
+                moved = list(terms)
+                for i, term in enumerate(terms):
+                    others = [decode(other).astype(np.float32) for j, other in enumerate(moved) if j != i]
+                    moved[i] = self._apart().apply(term, target - np.sum(others, axis=0), importance)
+                return Sum(tuple(moved))
+            case Scatter(size, positions, inner):
+                h = np.broadcast_to(importance, target.shape)
+                some = [array[positions].reshape(shape(inner)) for array in (target, h)]
+                return Scatter(size, positions, self._apart().apply(inner, *some))
+            case Lookup():
+                return self._lookup(expr, target, importance)
+
+    def _apart(self) -> Constraint:
+        """The same where columns are no longer neighbours in a row of weights."""
+        return Constraint(self.lam, self.grid, None)
+
+    def _lookup(self, lookup: Lookup, target: np.ndarray, importance: np.ndarray) -> Expr:
+        groups, rows, columns = lookup.codes.shape
+        d = lookup.codebook.shape[2]
+        vectors = np.ascontiguousarray(target, np.float32).reshape(groups, rows * columns, d)
+        lam, h = self.lam, None
+        if importance.size == 1 and importance.reshape(-1)[0] > 0:
+            lam /= float(importance.reshape(-1)[0])
+        else:
+            h = np.ascontiguousarray(np.broadcast_to(importance, target.shape), np.float32).reshape(vectors.shape)
+        start = lookup.codes.reshape(groups, -1)
+        found = ecvq(vectors, h, start, lookup.codebook, lam)
+        codes, book = compact(found.codes, found.codebook)
+        error = squared_error(vectors, h, codes, book) / max(vectors.size, 1)
+        shipped, step = _stored(book, lookup.codebook.dtype, math.sqrt(error * _GRID_SHARE * 12) if self.grid else None)
+        words = shipped.astype(np.float64) * step
+        prices = code_prices(np.bincount(codes.reshape(-1), minlength=book.shape[1]))
+        if d == 1 and self.kernel is not None and columns % self.kernel == 0:
+            codes = self._compensated(vectors, h, columns, words, prices, lam)
+        else:  # once more, in what is shipped
+            codes = constrained_codes(vectors, h, words, lam * prices)
+        codes, shipped = compact(codes, shipped)
+        expr = Lookup(codes.reshape(groups, rows, columns), shipped)
+        return expr if step == 1 else Affine(expr, np.full((1, 1, 1), step, np.float32))
+
+    def _compensated(
+        self,
+        vectors: np.ndarray,
+        h: np.ndarray | None,
+        columns: int,
+        codebook: np.ndarray,
+        prices: np.ndarray,
+        lam: float,
+    ) -> np.ndarray:
+        """Codes (g, m) of scalars (g, m, 1) under codebook (g, k, 1), twice: compensation uses rare codewords more."""
+        codes = np.zeros(vectors.shape[:2], np.intp)
+        for _ in range(2):
+            for group, (values, words) in enumerate(zip(vectors, codebook[:, :, 0], strict=True)):
+                order = np.lexsort((prices, words))  # of equal codewords the cheapest
+                rising, first = np.unique(words[order], return_index=True)
+                some = order[first]
+                weights = None if h is None else h[group].reshape(-1, columns)
+                rows = values.reshape(-1, columns)
+                z = assign_compensated(rows, None, weights, self.kernel or 1, rising, lam * prices[some])
+                codes[group] = some[z].reshape(-1)
+            prices = code_prices(np.bincount(codes.reshape(-1), minlength=len(prices)))
+        return codes
+
+
+def _stored(codebook: np.ndarray, dtype: np.dtype, step: float | None) -> tuple[np.ndarray, float]:
+    """(codebook, step) as a file holds them: in whole numbers if they are those already, or a step is given.
+
+    The step is made wider until 16 bits hold all, and narrower until 8 bits are used.
+    """
+    if dtype.kind == "i":
+        limit = np.iinfo(dtype).max
+        return np.clip(np.rint(codebook), -limit, limit).astype(dtype), 1.0
+    top = float(np.abs(codebook).max())
+    if step is None or not top > 0:
+        return codebook.astype(dtype), 1.0
+    chosen = float(np.float32(min(max(step, top / 32767), top / 127)))
+    if not chosen > 0:
+        return codebook.astype(dtype), 1.0
+    whole = np.clip(np.rint(codebook / chosen), -32767, 32767)
+    return whole.astype(np.int8 if np.abs(whole).max() < 128 else np.int16), chosen
