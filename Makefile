@@ -22,6 +22,7 @@ types: $(VENV)/.dev
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/draw_file.py
+	$(BIN)/python docs/draw_methods.py
 
 clean:
 	rm -rf $(VENV) demo
