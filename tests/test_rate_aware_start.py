@@ -27,6 +27,8 @@ STARTS = [
     KMeans(8),
     KMeans(8, granularity="row"),
     KMeans(8, zero=True),
+    KMeans(8, group_size=4),
+    KMeans(8, group_size=1, codebook_dtype="float16"),
     Lloyd(8),
     DensityKMeans(8),
     DensityKMeans(lam=0.02),
@@ -121,7 +123,7 @@ def test_nothing_moves_where_bits_are_worth_next_to_nothing():
 
 
 @pytest.mark.parametrize("codebook", ["grid", "free"])
-@pytest.mark.parametrize("start", [KMeans(32), RowScaled(16), Lloyd(32, granularity="row")])
+@pytest.mark.parametrize("start", [KMeans(32), KMeans(32, group_size=3), RowScaled(16), Lloyd(32, granularity="row")])
 def test_compensated_errors_cancel_within_kernels(start, codebook):
     weight = weights()
     plain, compensated = (
@@ -206,6 +208,7 @@ def test_a_method_in_one_line(text, method):
         ("rate-aware:lam=0.1,start.n_clusters=1", "start.method: None is no method"),
         ("rate-aware:lam=0.1,start=kmeans,start.n_clusters=0", "start: kmeans: n_clusters must lie in 1..65536, got 0"),
         ("rate-aware:lam=0.1,start=3", "start: must be a method's name or table, got 3"),
+        ("rate-aware:lam=1,start=product,start.cluster_dim=4,start.shared=a", "start shares codebooks as 'a'"),
         ("rate-aware:lam=1,lam.x=3", "lam is 1 and can have no option 'x'"),
     ],
 )

@@ -103,11 +103,11 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
     return Codebook(codewords[keep], thresholds, prices[keep], sse, bits, None if free else spacing)
 
 
-def envelope(codewords: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def envelope(codewords: np.ndarray, penalty: np.ndarray, *, keep_zero: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(indices, thresholds): of rising codewords (k,) those that are cheapest somewhere, and where each hands over.
 
-    (w - c)**2 + p is cheapest where -2 w c + c**2 + p is, a lower envelope of lines in w with falling slopes. Zero
-    stays even where it is dominated, so that pruned weights have their code.
+    (w - c)**2 + p is cheapest where -2 w c + c**2 + p is, a lower envelope of lines in w with falling slopes.
+    keep_zero: zero stays even where it is dominated, so that pruned weights have their code.
     """
     line = codewords * codewords + penalty
     thresholds = np.diff(line) / (2 * np.diff(codewords))
@@ -119,7 +119,7 @@ def envelope(codewords: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np
             a, b = kept[-2], kept[-1]
             cross_ab = (line[b] - line[a]) / (codewords[b] - codewords[a])
             cross_bn = (line[new] - line[b]) / (codewords[new] - codewords[b])
-            if cross_bn > cross_ab or codewords[b] == 0:
+            if cross_bn > cross_ab or (keep_zero and codewords[b] == 0):
                 break
             kept.pop()
         kept.append(new)

@@ -66,7 +66,7 @@ def constrained_codes(
         else:  # thresholds that all weights have in common
             order = np.lexsort((penalty, book[:, 0]))  # of equal codewords the cheapest first
             words, first = np.unique(book[order, 0], return_index=True)
-            kept, thresholds = envelope(words, penalty[order[first]])
+            kept, thresholds = envelope(words, penalty[order[first]], keep_zero=False)
             codes[group] = order[first][kept][assign(x.reshape(1, -1), None, thresholds)[0]]
     return codes
 

@@ -54,6 +54,12 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             raise PlanError(f"rate-aware: lam must be a positive number, got {self.lam}")
         if not 1 <= self.max_clusters <= MAX_CODEWORDS:
             raise PlanError(f"rate-aware: max_clusters must lie in 1..{MAX_CODEWORDS}, got {self.max_clusters}")
+        group = getattr(self.start, "shared", None)
+        if group is not None:
+            raise PlanError(
+                f"rate-aware: its start shares codebooks as {group!r}, but codewords move tensor by tensor here; leave "
+                "out start.shared, or use that method alone"
+            )
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Lookup of grid steps or free codewords, under an Affine of row scales or of the step."""
