@@ -47,7 +47,8 @@ def drawn(n: int, dtype: str) -> np.ndarray:
 
 
 def cluster(values: np.ndarray) -> np.ndarray:
-    return assigned(values, None, None, kmeans(make_bins(values), K).codebook)[0]
+    bins = make_bins(values)
+    return assigned(bins, values, None, None, kmeans(bins, K).codebook)[0]
 
 
 def measure(n: int, dtype: str, queue: multiprocessing.Queue) -> None:
