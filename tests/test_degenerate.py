@@ -91,6 +91,8 @@ CLUSTERING = [
     KMeans(1),
     KMeans(4),
     KMeans(4, zero=True),
+    KMeans(4, group_size=2),
+    KMeans(4, "row", group_size=4, codebook_dtype="float16"),
     *(Lloyd(4, start) for start in ("linear", "random", "kmeans++", "density")),
     Lloyd(4, "density", "row"),
     Lloyd(1),
@@ -101,6 +103,9 @@ CLUSTERING = [
     Birch(60.0, scan="raw"),
     *(RateAware(lam, codebook=book) for lam in (1e-4, 10.0) for book in ("grid", "free")),
     *(RateAware(0.05, granularity="tensor", compensate=flag) for flag in (True, False)),
+    *(RateAware(0.05, start=start) for start in (KMeans(4), KMeans(3, group_size=1), RowScaled(4), KernelTemplates(4))),
+    RateAware(0.05, "tensor", "free", start=ProductQuantization(3, 4, residual_stages=1)),
+    RateAware(5.0, start=ProductQuantization(3, 4, skip_zeros=True)),
     RowScaled(1),
     RowScaled(4, "float16"),
     ProductQuantization(2, 1),
@@ -228,9 +233,13 @@ def test_what_is_not_finite_is_named(method, value):
 @pytest.mark.parametrize("method", [m for m in CLUSTERING if getattr(m, "lam", 0) < 1], ids=str)
 def test_one_value_or_none(method, shape, tmp_path):
     net = {"w": np.full(shape, 0.25, np.float32)}
-    if not isinstance(method, ProductQuantization | KernelTemplates):
+    vectors = ProductQuantization | KernelTemplates
+    if isinstance(method, RateAware) and isinstance(method.start, vectors) and net["w"].size:
+        method = method.start
+    grouped = isinstance(method, KMeans) and method.group_size is not None and len(shape) > 1 and net["w"].size
+    if not isinstance(method, vectors) and not grouped:
         np.testing.assert_allclose(through_a_file(net, method, tmp_path / "w.cw")["w"], net["w"], rtol=0.1)
-    elif net["w"].size or (len(shape) < 3 and isinstance(method, KernelTemplates)):  # of one value no vector is made
+    elif net["w"].size or (len(shape) < 3 and isinstance(method, KernelTemplates)):  # no vector, no group
         with pytest.raises(PlanError, match=rf"^tensor 'w': .*{re.escape(str(shape))}"):
             through_a_file(net, method, tmp_path / "w.cw")
     else:

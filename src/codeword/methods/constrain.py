@@ -17,6 +17,7 @@ from codeword.math.ecsq import code_prices
 from codeword.math.ecvq import compact, constrained_codes, ecvq, squared_error
 
 _GRID_SHARE = 0.01  # of the squared error may come from rounding codewords to a grid
+_MOST = 1e30  # importance that float32 holds, and its sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Constraint:
     def apply(self, expr: Expr, target: np.ndarray, importance: np.ndarray) -> Expr:
         """The expression of the same form and less importance * squared error + lam * bits about target.
 
-        target: float32 of expr's shape; importance: float32, >= 0, broadcasts to that.
+        target: float32 of expr's shape; importance: float64, >= 0, broadcasts to that.
         """
         match expr:
             case Raw():
@@ -50,7 +51,7 @@ class Constraint:
                     return Affine(self.apply(inner, rest, importance), None, offset)
                 s = scale.astype(np.float32)
                 rest = np.divide(rest, s, out=np.zeros_like(target), where=np.broadcast_to(s != 0, target.shape))
-                return Affine(self.apply(inner, rest, importance * s * s), scale, offset)
+                return Affine(self.apply(inner, rest, importance * np.square(s, dtype=np.float64)), scale, offset)
             case Sum(terms):
                 moved = list(terms)
                 for i, term in enumerate(terms):
@@ -71,18 +72,21 @@ class Constraint:
     def _lookup(self, lookup: Lookup, target: np.ndarray, importance: np.ndarray) -> Expr:
         groups, rows, columns = lookup.codes.shape
         d = lookup.codebook.shape[2]
-        vectors = np.ascontiguousarray(target, np.float32).reshape(groups, rows * columns, d)
-        lam, h = self.lam, None
+        unit = float(np.abs(target).max(initial=0)) or 1.0  # squares of weights over this neither over- nor underflow
+        vectors = (target / np.float32(unit)).reshape(groups, rows * columns, d)
+        lam, h, importance = self.lam, None, importance * unit * unit
         if importance.size == 1 and importance.reshape(-1)[0] > 0:
             lam /= float(importance.reshape(-1)[0])
         else:
-            h = np.ascontiguousarray(np.broadcast_to(importance, target.shape), np.float32).reshape(vectors.shape)
-        start = lookup.codes.reshape(groups, -1)
-        found = ecvq(vectors, h, start, lookup.codebook, lam)
+            full = np.broadcast_to(np.minimum(importance, _MOST), target.shape)
+            h = np.ascontiguousarray(full, np.float32).reshape(vectors.shape)
+        found = ecvq(vectors, h, lookup.codes.reshape(groups, -1), lookup.codebook.astype(np.float64) / unit, lam)
         codes, book = compact(found.codes, found.codebook)
-        error = squared_error(vectors, h, codes, book) / max(vectors.size, 1)
-        shipped, step = _stored(book, lookup.codebook.dtype, math.sqrt(error * _GRID_SHARE * 12) if self.grid else None)
-        words = shipped.astype(np.float64) * step
+        mass = float(vectors.size if h is None else np.sum(h, dtype=np.float64)) or 1.0
+        error = squared_error(vectors, h, codes, book) / mass
+        wanted = unit * math.sqrt(error * _GRID_SHARE * 12) if self.grid else None
+        shipped, step = _stored(book * unit, lookup.codebook.dtype, wanted)
+        words = shipped.astype(np.float64) * (step / unit)
         prices = code_prices(np.bincount(codes.reshape(-1), minlength=book.shape[1]))
         if d == 1 and self.kernel is not None and columns % self.kernel == 0:
             codes = self._compensated(vectors, h, columns, words, prices, lam)

@@ -100,14 +100,13 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
 
     def _constrained(self, weight: np.ndarray, importance: np.ndarray | None, expr: Expr) -> Expr:
         """The expression of the start, moved. Errors count relative to the mean square, as without a start."""
-        target, h = weight.astype(np.float32), np.ones((1,) * weight.ndim, np.float32)
+        target, h = weight.astype(np.float32), np.ones((1,) * weight.ndim)
         if importance is not None and importance.any():
-            h = (importance / np.mean(importance, dtype=np.float64)).astype(np.float32)
+            h = importance / np.mean(importance, dtype=np.float64)
         scales = self.scales(as_rows(weight)).divisor(len(as_rows(weight)))
         if scales is not None:
-            unit = scales.reshape(-1, *(1,) * (weight.ndim - 1)) if self.granularity == "row" else scales[:1]
-            with np.errstate(over="ignore"):  # of rows of nearly nothing
-                h = np.minimum(h / (unit * unit), np.float32(1e30))
+            unit = scales.astype(np.float64)[: None if self.granularity == "row" else 1]
+            h = h / np.square(unit).reshape(-1, *(1,) * (weight.ndim - 1))
         kernel = math.prod(weight.shape[2:]) if self.compensate and weight.ndim > 1 else None
         return Constraint(self.lam, self.codebook == "grid", kernel).apply(expr, target, h)
 
