@@ -167,8 +167,22 @@ constexpr int64_t PATTERNS = 1 << 16, PIECE16 = 1 << 18;
 class Patterns {
    public:
     Patterns() : few_(PATTERNS), many_(PATTERNS) {}
-    CW_INLINE void count(uint64_t pattern) {
-        if (!++few_[pattern]) ++many_[pattern];
+    // Two tables by turns, so that equal neighbours do not wait for each other.
+    static void count(const uint16_t* values, int64_t n, Patterns& even, Patterns& odd) {
+        uint8_t *const a = even.few_.data(), *const b = odd.few_.data();
+        uint32_t *const above_a = even.many_.data(), *const above_b = odd.many_.data();
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            uint64_t four;
+            std::memcpy(&four, values + i, 8);
+            const uint64_t w = four & 0xFFFF, x = four >> 16 & 0xFFFF, y = four >> 32 & 0xFFFF, z = four >> 48;
+            if (!++a[w]) ++above_a[w];
+            if (!++b[x]) ++above_b[x];
+            if (!++a[y]) ++above_a[y];
+            if (!++b[z]) ++above_b[z];
+        }
+        for (; i < n; ++i)
+            if (!++a[values[i]]) ++above_a[values[i]];
     }
     int64_t seen(int64_t pattern) const { return int64_t{many_[pattern]} * 256 + few_[pattern]; }
 
@@ -217,8 +231,8 @@ void weighted(
 
 }  // namespace
 
-// The occupied bins of values: rows of key, count, low and square (see `whole_sums_numpy`) into found, which has room for one
-// for each value or each bin. Returns how many.
+// The occupied bins of values: rows of key, count, low and square (see `whole_sums_numpy`) into found, which has room for
+// one for each value or each bin. Returns how many.
 CW_EXPORT int64_t cw_histogram(
     const float* values, int64_t rows, int64_t columns, const float* scale, int64_t threads, int64_t* found) {
     return cw::guarded([&] {
@@ -293,19 +307,10 @@ CW_EXPORT int64_t cw_count16(const uint16_t* values, int64_t n, int64_t threads,
     return cw::guarded([&] {
         std::mutex adding;
         cw::parallel((n + PIECE16 - 1) / PIECE16, threads, [&](cw::Tasks& tasks) {
-            Patterns even, odd;  // equal neighbours do not wait for each other
+            Patterns even, odd;
             for (int64_t task; tasks.take(task);) {
-                const int64_t end = std::min(n, (task + 1) * PIECE16);
-                int64_t i = task * PIECE16;
-                for (; i + 4 <= end; i += 4) {
-                    uint64_t four;
-                    std::memcpy(&four, values + i, 8);
-                    even.count(four & 0xFFFF);
-                    odd.count(four >> 16 & 0xFFFF);
-                    even.count(four >> 32 & 0xFFFF);
-                    odd.count(four >> 48);
-                }
-                for (; i < end; ++i) even.count(values[i]);
+                const int64_t at = task * PIECE16;
+                Patterns::count(values + at, std::min(PIECE16, n - at), even, odd);
             }
             std::lock_guard<std::mutex> lock(adding);
             for (int64_t pattern = 0; pattern < PATTERNS; ++pattern)
