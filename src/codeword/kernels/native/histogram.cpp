@@ -279,7 +279,7 @@ CW_EXPORT int64_t cw_whole_sums(const int64_t* found, int64_t m, double* sums) {
 // Prefix sums (rows, m+1) of parts (rows, m), which run outwards from anchor.
 CW_EXPORT int64_t cw_prefixes(const double* parts, int64_t rows, int64_t m, int64_t anchor, double* prefixes) {
     for (int64_t row = 0; row < rows; ++row, parts += m, prefixes += m + 1) {
-        double right = 0, left = 0;
+        double right = -0.0, left = -0.0;  // which leave a first part as it is, be it a negative zero
         prefixes[anchor] = 0;
         for (int64_t i = anchor; i < m; ++i) prefixes[i + 1] = right += parts[i];
         for (int64_t i = anchor; i-- > 0;) prefixes[i] = -(left += parts[i]);
