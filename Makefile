@@ -23,6 +23,8 @@ docs: $(VENV)/.test
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/draw_file.py
 	$(BIN)/python docs/draw_methods.py
+	$(BIN)/python docs/draw_fronts.py
+	$(BIN)/python docs/generate_results.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,4 +1,4 @@
-"""Draw docs/results.md and the table in README.md from benchmarks/*.json: python docs/generate_results.py [--check]."""
+"""Make results.md, clustering.md and README's table of benchmarks/*.json: python docs/generate_results.py [--check]."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "results.md"
+CLUSTERING = ROOT / "docs" / "clustering.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: made by docs/generate_results.py -->", "<!-- end of results -->"
 README_TARGETS = ("8x", "10x", "12x", "30x", "40x", "50x")  # the page has all
 NETS = {"lenet5": "LeNet-5, MNIST", "resnet20": "ResNet-20, CIFAR-10", "resnet56": "ResNet-56, CIFAR-10"}
 
+sys.path.insert(0, str(BENCHMARKS))
+import generate_clustering  # noqa: E402
+
+from main_job import table, tables  # noqa: E402
+
 
 def page(main_job: dict, peers: dict, compensation: list[dict]) -> str:
-    sys.path.insert(0, str(BENCHMARKS))
-    from main_job import table, tables
-
     parts = [
         "# Results",
         "<!-- Made by docs/generate_results.py from benchmarks/*.json. Edit those or the script, not this page. -->",
@@ -104,6 +107,7 @@ def main() -> None:
     after = rest.split(END)[1]
     made = {
         PAGE: page(main_job, peers, compensation),
+        CLUSTERING: generate_clustering.page(BENCHMARKS),
         README: f"{before}{BEGIN}\n{readme_table(main_job, peers)}\n{END}{after}",
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]

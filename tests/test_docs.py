@@ -1,5 +1,6 @@
 """What the README and the generated pages say is true: they run, and they are the JSON's own numbers."""
 
+import json
 import re
 import shlex
 import shutil
@@ -21,11 +22,31 @@ def block(language):
     return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)[1]
 
 
-def test_results_page_and_readme_table_are_what_the_benchmarks_left():
+def test_pages_of_results_and_readme_table_are_what_the_benchmarks_left():
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "generate_results.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_page_leaves_out_what_was_not_measured_and_says_where_ours_is_slower(tmp_path, monkeypatch):
+    for folder in ("benchmarks", "docs"):
+        monkeypatch.syspath_prepend(ROOT / folder)
+    import generate_clustering
+
+    assert "\n## " not in generate_clustering.page(tmp_path)
+    rows = [
+        {"n": 1000, "k": k, "milliseconds": {"ours": [2, 1, 9], "peer": [took]}, "sse over ours": {"peer": 1.25}}
+        for k, took in ((4, 1), (8, 5), (16, 10))
+    ]
+    record = {"machine": {"cores": 2}, "speed": [*rows, {**rows[0], "k": 64, "milliseconds": {"ours": [1]}}]}
+    (tmp_path / "scalar.json").write_text(json.dumps(record))
+    page = generate_clustering.page(tmp_path)
+    assert "Machine: 2 cores." in page
+    assert "| 1,000, k = 64 | 1.00 ms |  |" in page
+    assert "peer takes 0.50x to 5.0x the time of ours, median 2.5x" in page
+    assert "ours is slower in 1 of 3 cells: 1,000, k = 4 (0.50x)." in page
+    assert "at most 25.0 % above ours, and below it in none." in page
 
 
 def test_ten_lines_of_python_run(tmp_path, monkeypatch, capsys):
