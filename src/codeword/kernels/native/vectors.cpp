@@ -53,8 +53,9 @@ CW_INLINE void turn(const float* from, int64_t count, int64_t dims, float* to) {
         for (int64_t i = 0; i < d; ++i) to[i * GROUP + r] = 0;
 }
 
+// A reference: vectors wider than the default target's registers are no arguments and no results.
 template <int LANES>
-CW_INLINE typename Lanes<LANES>::Float load(const std::vector<float>& from, int64_t entry, int64_t lane) {
+CW_INLINE const typename Lanes<LANES>::Float& lanes(const std::vector<float>& from, int64_t entry, int64_t lane) {
     return *reinterpret_cast<const typename Lanes<LANES>::Float*>(from.data() + entry * GROUP + lane);
 }
 
@@ -73,8 +74,8 @@ CW_INLINE void group_body(const Problem& p, Room& room, int64_t at, int64_t coun
         Float x[SIDE][D ? D : 1], h[SIDE][D && WEIGHTED ? D : 1];
         for (int side = 0; side < SIDE; ++side)
             for (int i = 0; i < D; ++i) {
-                x[side][i] = load<LANES>(room.x, i, lane + side * LANES);
-                if (WEIGHTED) h[side][i] = load<LANES>(room.h, i, lane + side * LANES);
+                x[side][i] = lanes<LANES>(room.x, i, lane + side * LANES);
+                if (WEIGHTED) h[side][i] = lanes<LANES>(room.h, i, lane + side * LANES);
             }
         Float best[SIDE];
         Int code[SIDE], now = Int{};
@@ -84,9 +85,9 @@ CW_INLINE void group_body(const Problem& p, Room& room, int64_t at, int64_t coun
             for (int side = 0; side < SIDE; ++side) {
                 Float score = Float{} + p.bias[j];
                 for (int64_t i = 0; i < d; ++i) {
-                    const Float here = D ? x[side][i] : load<LANES>(room.x, i, lane + side * LANES);
+                    const Float here = D ? x[side][i] : lanes<LANES>(room.x, i, lane + side * LANES);
                     if (WEIGHTED) {
-                        const Float weight = D ? h[side][i] : load<LANES>(room.h, i, lane + side * LANES), distance = here - t[i];
+                        const Float weight = D ? h[side][i] : lanes<LANES>(room.h, i, lane + side * LANES), distance = here - t[i];
                         score += weight * (distance * distance);
                     } else {
                         score += here * t[i];
