@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -155,6 +156,18 @@ def test_fewer_values_than_codewords_are_kept_and_the_last_codeword_repeats():
     assert not found.sse.any()
     assert checked(np.array([[7.5]], np.float32), None, 1).codebooks.tolist() == [[7.5]]
     assert checked(np.array([[7.5]], np.float32), None, 300).codes.dtype == np.uint16
+
+
+def test_importance_that_is_no_number_counts_as_none():
+    values, nan = np.array([[1, 1, 4]], np.float32), np.nan
+    assert both(values, np.array([[nan, 1, nan]]), 2).codebooks.tolist() == [[1, 1]]
+    assert both(values, np.array([[nan, nan, nan]]), 2).codebooks.tolist() == [[1, 4]]
+
+
+def test_sums_beyond_the_range_are_clustered_alike():
+    values = np.random.default_rng(0).normal(size=(1, 40)).astype(np.float32)
+    with np.errstate(all="ignore"):
+        both(values, np.full((1, 40), 1e307), 3)
 
 
 @pytest.mark.parametrize("outliers", [(1e30,), (-1e30,), (1e30, -1e30), (3e38, 1e30, -3e38)])
@@ -313,6 +326,16 @@ def test_many_groups_come_in_parts(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(scalar, "_AT_ONCE", 50)
             np.testing.assert_array_equal(decode(compress(method, weight, np.abs(weight))), expected)
+
+
+def test_small_groups_take_no_room_for_codewords_they_cannot_have():
+    weight = normal(2000, 3)
+    tracemalloc.start()
+    found = compress(KMeans(1 << 16, group_size=1), weight)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(decode(found), weight)
+    assert peak < 1 << 24
 
 
 def test_codewords_that_no_group_uses_are_not_stored():

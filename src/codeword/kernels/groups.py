@@ -101,7 +101,7 @@ def _cluster(
     if importance is None or not np.any(importance > 0):
         weight = np.bincount(index).astype(np.float64)
     else:
-        weight = np.bincount(index, importance)
+        weight = np.bincount(index, np.where(importance > 0, importance, 0))
     matters = weight > 0
     known, mass = distinct[matters], weight[matters]
     offsets, sums = _sums(known, mass)
@@ -152,7 +152,8 @@ def _cost(sums: _Sums, i: int, j: int) -> float:
     """Squared error of items [i, j) about their mean."""
     s0, s1, s2 = sums
     w, first, second = s0[j] - s0[i], s1[j] - s1[i], s2[j] - s2[i]
-    return max(second - first * first / w, 0.0) if j - i > 1 and w > 0 else 0.0
+    cost = second - first * first / w if j - i > 1 and w > 0 else 0.0
+    return cost if cost > 0 else 0.0  # of sums that overflow, NaN
 
 
 def _spread(sums: _Sums, values: list[float]) -> list[float]:

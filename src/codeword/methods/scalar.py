@@ -110,7 +110,8 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
         """The same for groups of m <= LARGEST values."""
         values = rows if divisor is None else rows.astype(np.float32) / divisor[:, None]
         importance = None if h is None else h.reshape(-1, m)
-        found = cluster_groups(values.reshape(-1, m), importance, self.n_clusters, zero=self.zero)
+        k = min(self.n_clusters, m + 1)  # more would be repeated: a group has m values, and 0
+        found = cluster_groups(values.reshape(-1, m), importance, k, zero=self.zero)
         return found.codes.reshape(rows.shape), found.codebooks
 
 

@@ -257,7 +257,7 @@ class Clustering {
         int64_t n = 0;
         for (int64_t i = 0; i < m; ++i) {
             const int64_t index = static_cast<int64_t>(items_[i] & 0xFFFFFFFFu);
-            const double h = matters ? importance[index] : 1.0;
+            const double h = !matters ? 1.0 : importance[index] > 0 ? importance[index] : 0.0;
             if (!i || items_[i] >> 32 != items_[i - 1] >> 32) {
                 distinct_[n] = static_cast<double>(values[index] + 0.0f), weight_[n] = 0;
                 ++n;
