@@ -202,7 +202,8 @@ class Artifact(Mapping[str, Expr]):
 
     def _keep(self, place: Place, array: np.ndarray) -> None:
         """Keep a lent leaf, so that the lender is not read again for each that borrows from it."""
-        if array.nbytes <= self._lent_room:
-            self._lent_room -= array.nbytes
-            array.flags.writeable = False  # it is to be in several expressions
-            self._lent[place] = array
+        with self._lock:
+            if self._lent[place] is None and array.nbytes <= self._lent_room:
+                self._lent_room -= array.nbytes
+                array.flags.writeable = False  # it is to be in several expressions
+                self._lent[place] = array
