@@ -132,6 +132,12 @@ def super_bins(bins: Bins, most: int, share: np.ndarray | None = None) -> np.nda
     return np.unique(np.concatenate([[0, m], by_share, by_index]))
 
 
+def centroids(bins: Bins, low: np.ndarray, high: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Weighted means of bins [low, high), or otherwise where nothing weighs anything; all of one shape."""
+    s0, s1 = (part[high] - part[low] for part in bins.prefix[:2])
+    return np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), otherwise)
+
+
 def coarser(bins: Bins, most: int) -> Bins:
     """At most `most` bins: enough for estimates, small enough to keep for every tensor."""
     starts = super_bins(bins, most)

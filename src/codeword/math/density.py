@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from codeword.kernels.partition import interval_cost
-from codeword.math.bins import Bins
+from codeword.math.bins import Bins, centroids
 from codeword.math.starts import MAX_ITERATIONS, TOLERANCE, Descent, borders, costs, one_each, step, without_empty
 
 MAX_CODEWORDS = 1 << 16
@@ -171,7 +171,7 @@ def _splits(bins: Bins, found: Descent) -> tuple[np.ndarray, np.ndarray, np.ndar
     middle = low
     for _ in range(2):
         middle = np.clip(np.searchsorted(bins.values, at, side="right"), np.minimum(low + 1, high), high)
-        left, right = (_mean(bins, low, middle, found.codebook), _mean(bins, middle, high, found.codebook))
+        left, right = (centroids(bins, low, middle, found.codebook), centroids(bins, middle, high, found.codebook))
         at = (left + right) / 2
     split = interval_cost(bins.prefix, low, middle) + interval_cost(bins.prefix, middle, high)
     return left, right, np.where(left < right, costs(bins, found.edges) - split, 0)
@@ -181,13 +181,8 @@ def _merges(bins: Bins, found: Descent) -> tuple[np.ndarray, np.ndarray]:
     """For each pair of neighbours the error that merging would add, and the codeword of both, all (k-1,)."""
     low, high = found.edges[:-2], found.edges[2:]
     apart = costs(bins, found.edges)
-    together = _mean(bins, low, high, (found.codebook[:-1] + found.codebook[1:]) / 2)
+    together = centroids(bins, low, high, (found.codebook[:-1] + found.codebook[1:]) / 2)
     return interval_cost(bins.prefix, low, high) - apart[:-1] - apart[1:], together
-
-
-def _mean(bins: Bins, low: np.ndarray, high: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    s0, s1 = (part[high] - part[low] for part in bins.prefix[:2])
-    return np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), otherwise)
 
 
 def _likely_k(bins: Bins, price: float) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codeword.kernels.partition import best_partition, best_path
-from codeword.math.bins import Bins, shares, super_bins
+from codeword.math.bins import Bins, centroids, shares, super_bins
 
 _CURVE = 2048  # super-bins that a curve is solved on, at least
 _CURVE_PER_CLUSTER = 16
@@ -47,7 +47,8 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
     spare = k > m
     k = min(k, m)
     edges = np.arange(m + 1) if k == m else _refine(bins, _start(bins, k))
-    codebook = _means(bins, edges)
+    middle = (bins.values[edges[:-1]] + bins.values[edges[1:] - 1]) / 2
+    codebook = centroids(bins, edges[:-1], edges[1:], middle)
     if zero and spare and not (codebook == 0).any():
         at = int(np.searchsorted(codebook, 0.0))
         codebook, edges = np.insert(codebook, at, 0.0), np.insert(edges, at, edges[at])
@@ -102,9 +103,3 @@ def _refine(bins: Bins, edges: np.ndarray) -> np.ndarray:
         step = np.where(distance < step * half, np.maximum(1, step // 4), step)  # not at the rim: look closer
     # Empty clusters (edges that coincide) go: their codewords would stand for nothing.
     return np.unique(np.concatenate([[0], inner, [m]]))
-
-
-def _means(bins: Bins, edges: np.ndarray) -> np.ndarray:
-    s0, s1 = (part[edges[1:]] - part[edges[:-1]] for part in bins.prefix[:2])
-    middle = (bins.values[edges[:-1]] + bins.values[edges[1:] - 1]) / 2
-    return np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), middle)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codeword.kernels.partition import interval_cost
-from codeword.math.bins import Bins, coarser
+from codeword.math.bins import Bins, centroids, coarser
 from codeword.math.kmeans import midpoints
 
 TOLERANCE = 1e-4  # the one stopping rule: an iteration that gains less than this part of the SSE was the last
@@ -63,7 +63,8 @@ def without_empty(codebook: np.ndarray, edges: np.ndarray, sse: float, iteration
 def one_each(bins: Bins) -> Descent:
     """A codeword for every bin: what there is to do where no fewer are asked for."""
     edges = np.arange(len(bins.values) + 1)
-    return Descent(centroids(bins, edges, bins.values), edges, float(costs(bins, edges).sum()), 0)
+    codebook = centroids(bins, edges[:-1], edges[1:], bins.values)
+    return Descent(codebook, edges, float(costs(bins, edges).sum()), 0)
 
 
 def borders(bins: Bins, codebook: np.ndarray) -> np.ndarray:
@@ -75,12 +76,6 @@ def borders(bins: Bins, codebook: np.ndarray) -> np.ndarray:
 def costs(bins: Bins, edges: np.ndarray) -> np.ndarray:
     """(k,) squared error of each interval about its mean."""
     return interval_cost(bins.prefix, edges[:-1], edges[1:])
-
-
-def centroids(bins: Bins, edges: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """(k,) weighted mean of each interval, or otherwise (k,) where nothing weighs anything."""
-    s0, s1 = (np.diff(part[edges]) for part in bins.prefix[:2])
-    return np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), otherwise)
 
 
 # -- starts: bins and k to at most k codewords --------------------------------------------------------------------
