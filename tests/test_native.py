@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from codeword.errors import FormatError
-from codeword.kernels import assign, birch, bits, chunks, compensate, histogram, native, partition, rans, vectors
+from codeword.kernels import (
+    assign,
+    birch,
+    bits,
+    chunks,
+    compensate,
+    groups,
+    histogram,
+    native,
+    partition,
+    rans,
+    vectors,
+)
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no native core: python -m codeword.kernels.native")
 LIMITS = [1 << 62, 1 << 16, 1 << 13]
@@ -495,6 +507,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
             *assign.cluster_sums(values, scale, h, codes, 21),
             *assign.assign_parts(values, scale, codebook)[1],
             assign.assign_weighted(values[:50], None, h[:50], codebook, np.zeros(21)),
+            *groups.cluster_groups(values[:50], h[:50], 9),
             compensate.assign_compensated(values[:, :300], scale, None, 3, codebook, np.zeros(21)),
         ]
         for weight in (None, h.reshape(-1, 4)):
