@@ -112,6 +112,26 @@ def test_as_good_as_the_dynamic_program_over_all_layers(kind, k):
         assert found.sse[g] == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("n", [400, 3000])
+def test_many_codewords_for_a_whole_tensor(n):
+    values = np.random.default_rng(n).standard_t(3, (1, n)).astype(np.float32)
+    weights = np.abs(values).astype(np.float64)
+    for h in (None, np.where(weights > 0.1, weights, 0)):
+        bins = make_bins(values, importance=h)
+        clusters = kmeans(bins, 300)
+        assert len(clusters.codebook) == 300
+        assert clusters.sse == pytest.approx(cluster_groups(values, h, 300).sse[0], rel=1e-6)
+        if NATIVE:
+            edges = [run(bins.prefix, bins.values, 300) for run in (groups._best_edges_native, groups.best_edges_numpy)]
+            np.testing.assert_array_equal(*edges)
+
+
+def test_edges_of_what_does_not_fit_are_refused():
+    for k, m in ((1, 5), (5, 5), (3, 6)):
+        with pytest.raises(ValueError, match=rf"{k} clusters of values \(5,\) with prefix sums \(3, {m + 1}\)"):
+            groups.best_edges(np.zeros((3, m + 1)), np.arange(5.0), k)
+
+
 def test_even_spacing_has_many_optima_and_one_is_found():
     values = np.arange(600, dtype=np.float32)[None]  # the error is linear in k between 300 and 600 codewords
     for k in (5, 199, 200, 300, 301, 417, 599):

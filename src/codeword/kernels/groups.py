@@ -54,6 +54,30 @@ def cluster_groups(values: np.ndarray, importance: np.ndarray | None, k: int, *,
     return run(values, importance, k, zero)
 
 
+def best_edges(prefix: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    """(k+1,) edges of the best clustering of d items into k intervals, 1 < k < d; none of them is empty.
+
+    values (d,) rise; prefix (3, d+1) holds sums of weights, weights * values and weights * values**2.
+    """
+    if prefix.shape != (3, len(values) + 1) or not 1 < k < len(values):
+        raise ValueError(f"{k} clusters of values {values.shape} with prefix sums {prefix.shape}")
+    run = best_edges_numpy if native.library() is None else _best_edges_native
+    return run(prefix, values, k)
+
+
+def best_edges_numpy(prefix: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    """Reference of `best_edges`."""
+    s0, s1, s2 = prefix.tolist()
+    return np.array(_edges((s0, s1, s2), values.tolist(), k))
+
+
+def _best_edges_native(prefix: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    sums, places = (np.require(array, np.float64, ["C", "A"]) for array in (prefix, values))
+    edges = np.empty(k + 1, np.int64)
+    native.call("cw_best_edges", sums, places, len(places), k, edges)
+    return edges
+
+
 def cluster_groups_numpy(values: np.ndarray, importance: np.ndarray | None, k: int, zero: bool) -> Groups:
     """Reference of `cluster_groups`: item by item, hence some 300 times slower."""
     found = _room(values, k)

@@ -2,7 +2,7 @@
 
 Dynamic programming over sorted values (Wu 1991; Wang & Song 2011; Gronlund et al. 2017), whose cost does not depend on
 the number of weights: solve on super-bins, then let every boundary move over the bins around its place, all boundaries
-together, at ever finer spacing.
+together, at ever finer spacing. Beyond 256 codewords their price is sought instead, as for groups (`kernels.groups`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codeword.kernels.groups import best_edges
 from codeword.kernels.partition import best_partition, best_path
 from codeword.math.bins import Bins, centroids, shares, super_bins
 
@@ -19,6 +20,7 @@ _CURVE_PER_CLUSTER = 16
 _COARSE = 1024  # super-bins of the first solution, at least
 _COARSE_PER_CLUSTER = 8
 _NEAR = np.linspace(-2, 2, 129)  # how many clusters away a boundary is tried in a pass of the first refinement
+_MOST_LAYERS = 256  # time and memory of layers grow with the square of their number
 _PASSES = 64  # of a refinement at most; it ends by itself, unless equal costs make it wander
 _WINDOW = 33  # places tried for each boundary in one pass of the last refinement
 
@@ -46,7 +48,12 @@ def kmeans(bins: Bins, k: int, *, zero: bool = False) -> Clusters:
     m = len(bins.values)
     spare = k > m
     k = min(k, m)
-    edges = np.arange(m + 1) if k == m else _refine(bins, _start(bins, k))
+    if k == m:
+        edges = np.arange(m + 1)
+    elif k > _MOST_LAYERS:
+        edges = best_edges(bins.prefix, bins.values, k)
+    else:
+        edges = _refine(bins, _start(bins, k))
     middle = (bins.values[edges[:-1]] + bins.values[edges[1:] - 1]) / 2
     codebook = centroids(bins, edges[:-1], edges[1:], middle)
     if zero and spare and not (codebook == 0).any():

@@ -366,6 +366,16 @@ void cluster(
 
 }  // namespace
 
+// edges (k+1,) of the best clustering of d items into k intervals, 1 < k < d: values (d,) rising, prefix (3, d+1).
+CW_EXPORT int64_t cw_best_edges(const double* prefix, const double* values, int64_t d, int64_t k, int64_t* edges) {
+    return cw::guarded([&] {
+        Search search(d);
+        const Edges& found = search.best({prefix, prefix + d + 1, prefix + 2 * (d + 1)}, values, d, k);
+        std::copy(found.begin(), found.end(), edges);
+        return int64_t{0};
+    });
+}
+
 // codebooks (g, k), codes (g, m) of `width` bytes and sse (g,) of values (g, m), weighted by importance (g, m) or null;
 // m, k > 0 and m below 2**31.
 CW_EXPORT int64_t cw_cluster_groups(
