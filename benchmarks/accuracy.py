@@ -83,6 +83,7 @@ PALETTIZED = {
     ],
 }
 LARGEST = 64 * 64 * 9  # weights of a tensor, in both nets
+NEARLY_LOSSLESS = 0.002  # kl
 RATIOS = (4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
 
 
@@ -352,12 +353,21 @@ def density(found: bool) -> Of:
     return lambda _, size, bits: DensityKMeans(clusters(size, bits_of(size, bits)))
 
 
+def row_scaled(_: str, size: int, bits: float) -> RowScaled:
+    return RowScaled(clusters(size, bits_of(size, bits)))
+
+
 def slope(size: int, bits: float) -> float:
     return float(f"{4.0 ** -bits_of(size, bits):.4g}")
 
 
 def rate_aware(_: str, size: int, bits: float, **options: Any) -> RateAware:
     return RateAware(slope(size, bits), **options)
+
+
+def rate_aware_from(start: Of, more: float) -> Of:
+    """What another method finds with so many bits more, moved to where bits are few."""
+    return lambda name, size, bits: rate_aware(name, size, bits, start=start(name, size, bits + more))
 
 
 def product(dim: int, stages: int = 0, shared: bool = False) -> Of:
@@ -397,18 +407,22 @@ FAMILIES = [
     Family("A2", "DensityKMeans", density(found=False)),
     Family("A2", "DensityKMeans, k found", density(found=True), 0.5),
     Family("A3", "Birch", lambda _, size, bits: Birch(min(round(6.02 * bits_of(size, bits), 2), 60.0))),
-    Family("A4", "RowScaled", lambda _, size, bits: RowScaled(clusters(size, bits_of(size, bits)))),
+    Family("A4", "RowScaled", row_scaled),
     Family("A5", "RateAware, grid, not compensated", partial(rate_aware, compensate=False), 0.0, 8.0),
     Family("A5", "RateAware, free, not compensated", partial(rate_aware, compensate=False, codebook="free"), 0.0, 8.0),
     Family("A5", "RateAware, grid", rate_aware, 0.0, 8.0),
     Family("A5", "RateAware, free", partial(rate_aware, codebook="free"), 0.0, 8.0),
     Family("A5", "RateAware, grid, no row scales", partial(rate_aware, granularity="tensor"), 0.0, 8.0),
+    Family("A5", "RateAware from KMeans, a codebook for 8 rows", rate_aware_from(kmeans(8), 1.5), 0.0, 5.0),
+    Family("A5", "RateAware from DensityKMeans", rate_aware_from(density(found=False), 1.5), 0.0, 5.0),
+    Family("A5", "RateAware from RowScaled", rate_aware_from(row_scaled, 1.5), 0.0, 5.0),
     Family("B1", "ProductQuantization, 2 weights", product(2), 1.0, 5.0),
     Family("B1", "ProductQuantization, 4 weights", product(4), 0.5, 2.5),
     Family("B1", "ProductQuantization, 4 weights, one codebook for the net", product(4, shared=True), 0.5, 2.5),
     Family("B1", "ProductQuantization, 4 weights, residual", product(4, 1), 1.0, 5.0),
     Family("B2", "KernelTemplates", templates(), 1.5, 2.5),
     Family("B2", "KernelTemplates, one set for the net", templates(shared=True), 1.5, 2.5),
+    Family("B1", "RateAware from ProductQuantization, 2 weights", rate_aware_from(product(2), 0.8), 0.5, 4.0),
     Family("B1 + A5", "ProductQuantization, 2 weights, in layer3; RateAware", mixed(product(2)), 1.0, 5.0),
     Family("B2 + A5", "KernelTemplates in layer3; RateAware", mixed(templates()), 1.4, 2.5),
 ]
@@ -485,12 +499,14 @@ def ours(net: Net) -> list[dict]:
 
 
 def dial(net: Net) -> list[dict]:
-    """`compress` with a target and nothing else: at round ratios, and at the bytes of each peer that no other beats."""
-    rows = []
+    """`compress` with a target and nothing else: at round ratios, and at the bytes of each peer that no other beats.
+
+    Of those that kl alone tells apart only the nearly lossless.
+    """
     theirs = [row for row in read()["peers"] if row["net"] == net.name]
-    for target in [f"{ratio}x" for ratio in RATIOS] + [str(row["bytes"]) for row in front(theirs)]:
-        rows.append(our_row(net, "A5", f"target {target}", codeword.compress(net.path, target)))
-    return rows
+    unbeaten = front(theirs) + [row for row in front(theirs, "kl", -1) if row["kl"] < NEARLY_LOSSLESS]
+    targets = [f"{ratio}x" for ratio in RATIOS] + [str(nbytes) for nbytes in sorted({row["bytes"] for row in unbeaten})]
+    return [our_row(net, "A5", f"target {target}", codeword.compress(net.path, target)) for target in targets]
 
 
 # Both
