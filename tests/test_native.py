@@ -233,7 +233,7 @@ def test_assign_for_any_k(k):
 def test_assign_of_16_bits(dtype):
     values = matrix((300, 400), 15, dtype, extreme=True)
     every = np.resize(np.arange(1 << 16, dtype=np.uint16), (2, 40_001)).view(dtype)  # NaN and infinity too
-    for k in (1, 2, 16, 32, 33, 300):
+    for k in (1, 2, 7, 15, 16, 17, 31, 32, 33, 300):
         edges = np.linspace(-2, 2, k - 1).astype(np.float32)
         with np.errstate(invalid="ignore"):
             same("assign", assign, every, None, edges)

@@ -370,6 +370,44 @@ CW_AVX2 void rank16_avx2(
     }
     rank16_body(values + i, n - i, tops, last, bottom, codes + i);
 }
+
+// Half an interval at a time, in 32 values at once: a probe is a permutation of the tops, which fit a register. Codes
+// go past the caches: at the sizes where this matters they would only be fetched to be written over.
+template <int LEVELS>
+CW_AVX512BW void rank16_avx512(
+    const uint16_t* values, int64_t n, const int16_t* tops, int64_t last, int16_t bottom, uint8_t* codes) {
+    alignas(64) int16_t padded[32];
+    std::fill(padded, padded + 32, INT16_MAX);  // above which no key is
+    std::copy(tops, tops + last, padded);
+    __m512i probes[LEVELS];  // probes[l] at i: the top that parts what is left in halves, were i tops below so far
+    for (int level = 0, step = 1 << (LEVELS - 1); level < LEVELS; ++level, step >>= 1) {
+        alignas(64) int16_t shifted[32];
+        for (int i = 0; i < 32; ++i) shifted[i] = padded[std::min(i + step - 1, 31)];
+        probes[level] = _mm512_load_si512(shifted);
+    }
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF), below = _mm512_set1_epi16(bottom);
+    const __m512i end = _mm512_set1_epi16(static_cast<int16_t>(last));
+    const bool stream = n >= PIECE && reinterpret_cast<uintptr_t>(codes) % 32 == 0;
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const __m512i bits = _mm512_loadu_si512(values + i);
+        const __m512i x = _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi16(bits, 15), magnitude));
+        __m512i code = _mm512_setzero_si512();
+        for (int level = 0; level < LEVELS; ++level) {
+            const __m512i probe = _mm512_permutexvar_epi16(code, probes[level]);
+            const __m512i step = _mm512_set1_epi16(static_cast<int16_t>(1 << (LEVELS - 1 - level)));
+            code = _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(x, probe), code, step);
+        }
+        code = _mm512_mask_mov_epi16(code, _mm512_cmpgt_epi16_mask(below, x), end);
+        const __m256i bytes = _mm512_cvtepi16_epi8(code);
+        if (stream)
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(codes + i), bytes);
+        else
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), bytes);
+    }
+    if (stream) _mm_sfence();  // before another thread is told that the codes are there
+    rank16_body(values + i, n - i, tops, last, bottom, codes + i);
+}
 #endif
 
 // Calls with a null pointer of the type of codes: with(static_cast<uint8_t*>(nullptr)) for one byte, and so on.
@@ -402,7 +440,10 @@ CW_EXPORT int64_t cw_rank16(
     return cw::guarded([&] {
         auto run = rank16;
 #ifdef CW_X86
-        if (cw::has_avx2()) run = rank16_avx2;
+        if (cw::has_avx512bw() && last < 32)
+            run = last < 16 ? rank16_avx512<4> : rank16_avx512<5>;
+        else if (cw::has_avx2())
+            run = rank16_avx2;
 #endif
         cw::parallel((n + PIECE - 1) / PIECE, threads, [&](cw::Tasks& tasks) {
             for (int64_t task; tasks.take(task);) {

@@ -21,6 +21,7 @@
 #define CW_X86 1
 #define CW_AVX2 __attribute__((target("avx2,fma")))
 #define CW_AVX512 __attribute__((target("avx512f")))
+#define CW_AVX512BW __attribute__((target("avx512f,avx512bw")))
 #include <immintrin.h>
 #endif
 
@@ -39,6 +40,14 @@ inline bool has_avx2() {
 inline bool has_avx512() {
 #ifdef CW_X86
     return __builtin_cpu_supports("avx512f");
+#else
+    return false;
+#endif
+}
+
+inline bool has_avx512bw() {
+#ifdef CW_X86
+    return has_avx512() && __builtin_cpu_supports("avx512bw");
 #else
     return false;
 #endif
