@@ -32,6 +32,7 @@ PUBLIC = [
     "Method",
     "Plan",
     "ProductQuantization",
+    "Prune",
     "RateAware",
     "RowScaled",
     "Rule",

@@ -18,6 +18,7 @@ from codeword import (
     Lloyd,
     Plan,
     ProductQuantization,
+    Prune,
     RateAware,
     RowScaled,
     Rule,
@@ -108,6 +109,9 @@ CLUSTERING = [
     RateAware(5.0, start=ProductQuantization(3, 4, skip_zeros=True)),
     RowScaled(1),
     RowScaled(4, "float16"),
+    Prune(then=KMeans(4)),
+    Prune(then=RateAware(0.05)),
+    Prune(then=ProductQuantization(3, 4)),
     ProductQuantization(2, 1),
     ProductQuantization(9, 4, granularity="row"),
     ProductQuantization(3, 4, residual_stages=2),
@@ -234,8 +238,9 @@ def test_what_is_not_finite_is_named(method, value):
 def test_one_value_or_none(method, shape, tmp_path):
     net = {"w": np.full(shape, 0.25, np.float32)}
     vectors = ProductQuantization | KernelTemplates
-    if isinstance(method, RateAware) and isinstance(method.start, vectors) and net["w"].size:
-        method = method.start
+    inner = method.start if isinstance(method, RateAware) else getattr(method, "then", None)
+    if isinstance(inner, vectors) and net["w"].size:
+        method = inner
     grouped = isinstance(method, KMeans) and method.group_size is not None and len(shape) > 1 and net["w"].size
     if not isinstance(method, vectors) and not grouped:
         np.testing.assert_allclose(through_a_file(net, method, tmp_path / "w.cw")["w"], net["w"], rtol=0.1)

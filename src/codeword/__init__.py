@@ -30,6 +30,7 @@ from codeword.methods import (
     Lloyd,
     Method,
     ProductQuantization,
+    Prune,
     RateAware,
     RowScaled,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Method",
     "Plan",
     "ProductQuantization",
+    "Prune",
     "RateAware",
     "RowScaled",
     "Rule",

@@ -7,13 +7,23 @@ of those a plan file can name; pass an object of your own to `Plan` for anything
 from typing import TypeAlias
 
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
+from codeword.methods.prune import Prune
 from codeword.methods.rate_aware import RateAware, Start
 from codeword.methods.scalar import Keep, KMeans, round_mantissa
 from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd, RowScaled
 from codeword.methods.vector import KernelTemplates, ProductQuantization
 
 BuiltIn: TypeAlias = (
-    Keep | KMeans | RateAware | ProductQuantization | KernelTemplates | Lloyd | DensityKMeans | Birch | RowScaled
+    Keep
+    | KMeans
+    | RateAware
+    | ProductQuantization
+    | KernelTemplates
+    | Lloyd
+    | DensityKMeans
+    | Birch
+    | RowScaled
+    | Prune
 )
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "Lloyd",
     "Method",
     "ProductQuantization",
+    "Prune",
     "RateAware",
     "RowScaled",
     "Scales",
