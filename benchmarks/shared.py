@@ -4,7 +4,7 @@
 
 The 3x3 convolutions but the first of ResNet-20 and ResNet-56 by product quantization and kernel templates, with a
 codebook a layer, one a stage (layers of one width) and one for all; the rest is kept to 7 bits of mantissa.
-Nothing is retrained; top-1 is null where it was not measured. SQNR is that of the clustered layers together; "relative"
+Nothing is retrained. SQNR is that of the clustered layers together; "relative"
 is their mean error over energy, in dB, each layer counting by its size. Bytes are the whole file's, and those of its
 codebooks. Writes benchmarks/shared.json.
 """
