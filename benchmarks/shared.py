@@ -3,10 +3,9 @@
     CODEWORD_DATA=DATA python benchmarks/shared.py --weights FOLDER
 
 The 3x3 convolutions but the first of ResNet-20 and ResNet-56 by product quantization and kernel templates, with a
-codebook a layer, one a stage (layers of one width) and one for all; the rest is kept to 7 bits of mantissa.
-Nothing is retrained. SQNR is that of the clustered layers together; "relative"
-is their mean error over energy, in dB, each layer counting by its size. Bytes are the whole file's, and those of its
-codebooks. Writes benchmarks/shared.json.
+codebook a layer, one a stage (layers of one width) and one for all; the rest is kept to 7 bits of mantissa. Nothing is
+retrained. SQNR is that of the clustered layers together; "relative" is their mean error over energy, in dB, each layer
+counting by its size. Bytes are the whole file's, and those of its codebooks. Writes benchmarks/shared.json.
 """
 
 from __future__ import annotations
