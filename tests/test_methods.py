@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codeword.artifact import Writer, code_tensor
+import round_trip
+from codeword.artifact import code_tensor
 from codeword.errors import PlanError
 from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, decode, leaves, lookups, shape
 from codeword.math.bins import make_bins
@@ -21,6 +22,7 @@ from codeword.methods import (
     round_mantissa,
     row_scales,
 )
+from round_trip import error
 
 BF16 = DTYPES["bfloat16"]
 CLUSTERING = [
@@ -47,17 +49,7 @@ def laplacian(*dims, seed=0):
 
 def restored(method, weight, importance=None):
     """The tensor as a file gives it back."""
-    writer = Writer()
-    name = str(weight.dtype)
-    writer.add(code_tensor("w", name, weight.shape, compress(method, weight, importance)))
-    with writer.finish() as artifact:
-        return artifact.decode("w")
-
-
-def error(found, weight):
-    """Squared error over energy."""
-    wide = weight.astype(np.float64)
-    return float(np.sum((found.astype(np.float64) - wide) ** 2) / np.sum(wide**2))
+    return round_trip.restored(compress(method, weight, importance), weight)
 
 
 # -- all methods --------------------------------------------------------------------------------------------------

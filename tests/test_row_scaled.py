@@ -5,7 +5,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from codeword.artifact import Writer, code_tensor
+from codeword.artifact import code_tensor
 from codeword.errors import ExprError, PlanError
 from codeword.expr import DTYPES, Affine, Lookup, Permute, Raw, Reshape, decode, shape
 from codeword.math.factored import multiplications, product
@@ -13,6 +13,7 @@ from codeword.math.row_scaled import row_scaled
 from codeword.methods import KMeans, RateAware, RowScaled
 from codeword.plan import Plan
 from codeword.safetensors_file import read_header, read_tensor
+from round_trip import restored
 
 LENET5 = resources.files("codeword") / "zoo" / "lenet5.safetensors"
 BF16 = DTYPES["bfloat16"]
@@ -148,10 +149,7 @@ def test_the_shape_comes_back_from_a_file(method, dims):
     weight = np.random.default_rng(0).laplace(size=dims).astype(np.float32)
     expr = compress(method, weight)
     assert shape(expr) == dims
-    writer = Writer()
-    writer.add(code_tensor("w", "float32", dims, expr))
-    with writer.finish() as artifact:
-        np.testing.assert_array_equal(artifact.decode("w"), decode(expr))
+    np.testing.assert_array_equal(restored(expr, weight), decode(expr))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -6,7 +6,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from codeword.artifact import Writer, code_tensor
 from codeword.errors import PlanError
 from codeword.expr import DTYPES, decode, lookups, shape
 from codeword.math.bins import make_bins
@@ -16,6 +15,7 @@ from codeword.math.starts import linear_start, lloyd, plus_plus, plus_plus_start
 from codeword.methods import BuiltIn, DensityKMeans, KMeans, Lloyd
 from codeword.plan import Plan
 from codeword.safetensors_file import read_header, read_tensor
+from round_trip import error, restored
 
 LENET5 = resources.files("codeword") / "zoo" / "lenet5.safetensors"
 STARTS = ["linear", "random", "kmeans++", "density"]
@@ -40,11 +40,6 @@ def compress(method, weight, importance=None):
 
 def laplacian(*dims, seed=0):
     return np.random.default_rng(seed).laplace(size=dims).astype(np.float32)
-
-
-def error(found, weight):
-    wide = weight.astype(np.float64)
-    return float(np.sum((found.astype(np.float64) - wide) ** 2) / np.sum(wide**2))
 
 
 # -- by hand ------------------------------------------------------------------------------------------------------
@@ -162,10 +157,7 @@ def test_the_shape_comes_back_from_a_file(method, dims):
     weight = laplacian(*dims)
     expr = compress(method, weight)
     assert shape(expr) == dims
-    writer = Writer()
-    writer.add(code_tensor("w", "float32", dims, expr))
-    with writer.finish() as artifact:
-        np.testing.assert_array_equal(artifact.decode("w"), decode(expr))
+    np.testing.assert_array_equal(restored(expr, weight), decode(expr))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -7,12 +7,12 @@ import torch
 
 import codeword
 from codeword import Keep, Plan, Rule
-from codeword.artifact import Writer, code_tensor
 from codeword.errors import PlanError
 from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, decode, leaves, lookups
 from codeword.math.templates import fit_gains, fit_offsets, kernel_templates, match_templates
 from codeword.methods import BuiltIn, KernelTemplates, Method
 from codeword.report.measure import describe
+from round_trip import error, restored
 
 METHODS = [
     KernelTemplates(8),
@@ -35,18 +35,6 @@ def smooth(*dims, seed=0, offset=0.5):
 
 def compress(method, weight, importance=None):
     return method.compress(weight, importance, generator=generator())
-
-
-def error(found, weight):
-    wide = weight.astype(np.float64)
-    return float(np.sum((found.astype(np.float64) - wide) ** 2) / np.sum(wide**2))
-
-
-def restored(expr, weight):
-    writer = Writer()
-    writer.add(code_tensor("w", str(weight.dtype), weight.shape, expr))
-    with writer.finish() as artifact:
-        return artifact.decode("w")
 
 
 # -- the arithmetic -----------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import torch
 
 import codeword
 from codeword import Keep, Plan, Rule
-from codeword.artifact import Writer, code_tensor
+from codeword.artifact import code_tensor
 from codeword.errors import MissingDependencyError, PlanError
 from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, Sum, decode, leaves, lookups
 from codeword.math import vectors as module
 from codeword.math.vectors import assign_vectors, kmeans_vectors
 from codeword.methods import BuiltIn, Method, ProductQuantization
+from round_trip import error, restored
 
 METHODS = [
     ProductQuantization(3, 8),
@@ -37,20 +38,6 @@ def laplacian(*dims, seed=0):
 
 def compress(method, weight, importance=None, seed=0):
     return method.compress(weight, importance, generator=generator(seed))
-
-
-def error(found, weight):
-    """Squared error over energy."""
-    wide = weight.astype(np.float64)
-    return float(np.sum((found.astype(np.float64) - wide) ** 2) / np.sum(wide**2))
-
-
-def restored(expr, weight):
-    """The tensor as a file gives it back."""
-    writer = Writer()
-    writer.add(code_tensor("w", str(weight.dtype), weight.shape, expr))
-    with writer.finish() as artifact:
-        return artifact.decode("w")
 
 
 def brute_force(vectors, k, h):

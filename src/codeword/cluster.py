@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from codeword.errors import MissingDependencyError
-from codeword.math.bins import Bins, make_bins
+from codeword.math.bins import Bins, make_bins, weighted_means
 from codeword.math.birch import birch, scan, sweep, threshold_of
 from codeword.math.kmeans import kmeans, midpoints, sse_curve
 from codeword.math.templates import fit_gains, fit_offsets, kernel_templates, match_templates
@@ -100,8 +100,8 @@ class KMeans1D(_OneFeature):
         # Means of the members themselves: those of a histogram's bins may be a little off.
         labels = np.searchsorted(midpoints(centres), moved)
         mass, first = (np.bincount(labels, part, len(centres)) for part in (weight, weight * moved))
-        fixed = (mass <= 0) | (self.zero & (centres == 0))
-        means = np.where(fixed, centres, first / np.where(mass > 0, mass, 1)) * unit + middle
+        fixed = self.zero & (centres == 0)
+        means = np.where(fixed, centres, weighted_means(first, mass, centres)) * unit + middle
         self._keep(x[weight > 0], means, 0.0 if self.zero else np.nan)
         self.cluster_centers_ = self._centres[:, None]
         self.labels_ = self._nearest(x)

@@ -135,7 +135,12 @@ def super_bins(bins: Bins, most: int, share: np.ndarray | None = None) -> np.nda
 def centroids(bins: Bins, low: np.ndarray, high: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """Weighted means of bins [low, high), or otherwise where nothing weighs anything; all of one shape."""
     s0, s1 = (part[high] - part[low] for part in bins.prefix[:2])
-    return np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), otherwise)
+    return weighted_means(s1, s0, otherwise)
+
+
+def weighted_means(first: np.ndarray, mass: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """first / mass, or otherwise where nothing weighs anything; shapes broadcast."""
+    return np.where(mass > 0, first / np.where(mass > 0, mass, 1), otherwise)
 
 
 def coarser(bins: Bins, most: int) -> Bins:
@@ -143,7 +148,7 @@ def coarser(bins: Bins, most: int) -> Bins:
     starts = super_bins(bins, most)
     prefix = bins.prefix[:, starts]
     weight, first = np.diff(prefix[0]), np.diff(prefix[1])
-    means = np.where(weight > 0, first / np.where(weight > 0, weight, 1), bins.values[starts[:-1]])
+    means = weighted_means(first, weight, bins.values[starts[:-1]])
     return Bins(means, bins.counts[starts], prefix, bins.unevenness)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codeword.math.bins import Bins
+from codeword.math.bins import Bins, weighted_means
 
 MAX_CODEWORDS = 4096
 _ROUNDS = 40
@@ -60,6 +60,11 @@ def code_prices(members: np.ndarray) -> np.ndarray:
     return -np.log2(share / share.sum())
 
 
+def prices_of(codes: np.ndarray, k: int) -> np.ndarray:
+    """`code_prices` (k,) of codes of any shape."""
+    return code_prices(np.bincount(codes.reshape(-1), minlength=k))
+
+
 def _mean_weight(bins: Bins) -> float:
     return float(bins.prefix[0][-1] - bins.prefix[0][0]) / bins.n or 1.0
 
@@ -87,7 +92,7 @@ def _solve(bins: Bins, lam: float, spacing: float, free: bool, max_codewords: in
             continue
         s0, s1, s2 = (np.diff(part[edges]) for part in bins.prefix)
         if free:
-            means = np.where(s0 > 0, s1 / np.where(s0 > 0, s0, 1), codewords)
+            means = weighted_means(s1, s0, codewords)
             codewords, first = np.unique(np.where(codewords == 0, 0.0, means), return_index=True)
             if len(first) < len(means) or np.any(np.diff(first) < 0):  # cells without importance, or past the zero
                 prices = prices[first]

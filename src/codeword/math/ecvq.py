@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from codeword.kernels.assign import assign, assign_weighted, cluster_sums, code_dtype
-from codeword.math.ecsq import code_prices, envelope
+from codeword.math.bins import weighted_means
+from codeword.math.ecsq import envelope, prices_of
 from codeword.math.vectors import assign_vectors
 
 _ROUNDS = 30
@@ -36,7 +37,7 @@ def ecvq(
     code has one price. A codeword without members stays where it is: `compact` takes it out.
     """
     book = codebook.astype(np.float64)
-    prices = _prices(codes, book.shape[1])
+    prices = prices_of(codes, book.shape[1])
     before = math.inf
     for _ in range(_ROUNDS):
         codes = constrained_codes(vectors, importance, book, lam * prices)
@@ -45,7 +46,7 @@ def ecvq(
             book[group] = _means(vectors[group], h, z, book[group])
         bits = float(prices @ np.bincount(codes.reshape(-1), minlength=len(prices)))
         cost = squared_error(vectors, importance, codes, book) + lam * bits
-        prices = _prices(codes, book.shape[1])
+        prices = prices_of(codes, book.shape[1])
         if before - cost <= _SETTLED * cost:
             break
         before = cost
@@ -87,15 +88,11 @@ def squared_error(vectors: np.ndarray, importance: np.ndarray | None, codes: np.
     return total
 
 
-def _prices(codes: np.ndarray, k: int) -> np.ndarray:
-    return code_prices(np.bincount(codes.reshape(-1), minlength=k))
-
-
 def _means(x: np.ndarray, h: np.ndarray | None, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """(k, d) weighted means of members (m, d); an entry to which no member gives importance stays."""
     means = codebook.copy()
     for i in range(x.shape[1]):
         weights = None if h is None else np.ascontiguousarray(h[None, :, i])
         _, mass, first = cluster_sums(np.ascontiguousarray(x[None, :, i]), None, weights, codes[None], len(codebook))
-        means[:, i] = np.where(mass > 0, first / np.where(mass > 0, mass, 1), codebook[:, i])
+        means[:, i] = weighted_means(first, mass, codebook[:, i])
     return means

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codeword.kernels.assign import assign
-from codeword.math.bins import make_bins
+from codeword.math.bins import make_bins, weighted_means
 from codeword.math.kmeans import kmeans, midpoints
 from codeword.math.starts import TOLERANCE
 
@@ -81,7 +81,7 @@ def _fit(wide: np.ndarray, h: np.ndarray, scales: np.ndarray, unit: float, k: in
     flat = codes.reshape(-1)
     mass = np.bincount(flat, weight.reshape(-1), len(codebook))
     first = np.bincount(flat, (weight * scaled).reshape(-1), len(codebook))
-    codebook = np.where(mass > 0, first / np.where(mass > 0, mass, 1), codebook)
+    codebook = weighted_means(first, mass, codebook)
     error = wide - scales[:, None] * codebook[codes]
     return ScaledRows(codes, codebook, scales, unit, float(np.sum(h * np.square(error))))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from codeword.errors import MissingDependencyError
 from codeword.kernels.vectors import nearest, nearest_and_members
+from codeword.math.bins import weighted_means
 
 Engine: TypeAlias = Literal["numpy", "faiss"]
 
@@ -169,7 +170,7 @@ def _lloyd(x: np.ndarray, h: np.ndarray | None, codebook: np.ndarray, rounds: in
     for _ in range(rounds):
         _, errors, members = nearest_and_members(x, h, codebook, None)
         mass = members.counts[:, None] if members.mass is None else members.mass
-        codebook = np.where(mass > 0, members.first / np.where(mass > 0, mass, 1), codebook)
+        codebook = weighted_means(members.first, mass, codebook)
         (empty,) = np.nonzero(members.counts == 0)
         if len(empty):
             codebook[empty] = x[np.argsort(-errors, kind="stable")[: len(empty)]]

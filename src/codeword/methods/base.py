@@ -126,12 +126,17 @@ def shared(
         if unit != 1:
             expr = Affine(expr, np.full((1, 1, 1), unit, np.float32))
     else:
-        steps = np.rint(codebook / grid)
-        whole = steps.astype(np.int8 if np.abs(steps).max() < 128 else np.int16)
+        whole = whole_steps(codebook / grid)
         expr = Affine(Lookup(codes[None], whole.reshape(1, -1, 1)), np.full((1, 1, 1), grid * scales.unit, np.float32))
     if scales.relative is not None:
         expr = Affine(expr, scales.relative.reshape(-1, 1, 1))
     return Reshape(expr, shape)
+
+
+def whole_steps(steps: np.ndarray) -> np.ndarray:
+    """Steps to the nearest whole numbers, in 8 bits if those hold them and else in 16."""
+    whole = np.rint(steps)
+    return whole.astype(np.int8 if np.abs(whole).max() < 128 else np.int16)
 
 
 def narrowed(codebook: np.ndarray, dtype: CodebookDtype) -> tuple[np.ndarray, float]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, shape
 from codeword.kernels.compensate import assign_compensated
-from codeword.math.ecsq import code_prices
+from codeword.math.ecsq import prices_of
 from codeword.math.ecvq import compact, constrained_codes, ecvq, squared_error
+from codeword.methods.base import whole_steps
 
 _GRID_SHARE = 0.01  # of the squared error may come from rounding codewords to a grid
 _MOST = 1e30  # importance that float32 holds, and its sums
@@ -87,7 +88,7 @@ class Constraint:
         wanted = unit * math.sqrt(error * _GRID_SHARE * 12) if self.grid else None
         shipped, step = _stored(book * unit, lookup.codebook.dtype, wanted)
         words = shipped.astype(np.float64) * (step / unit)
-        prices = code_prices(np.bincount(codes.reshape(-1), minlength=book.shape[1]))
+        prices = prices_of(codes, book.shape[1])
         if d == 1 and self.kernel is not None and columns % self.kernel == 0:
             codes = self._compensated(vectors, h, columns, words, prices, lam)
         else:  # once more, in what is shipped
@@ -116,7 +117,7 @@ class Constraint:
                 rows = values.reshape(-1, columns)
                 z = assign_compensated(rows, None, weights, self.kernel or 1, rising, lam * prices[some])
                 codes[group] = some[z].reshape(-1)
-            prices = code_prices(np.bincount(codes.reshape(-1), minlength=len(prices)))
+            prices = prices_of(codes, len(prices))
         return codes
 
 
@@ -134,5 +135,4 @@ def _stored(codebook: np.ndarray, dtype: np.dtype, step: float | None) -> tuple[
     chosen = float(np.float32(min(max(step, top / 32767), top / 127)))
     if not chosen > 0:
         return codebook.astype(dtype), 1.0
-    whole = np.clip(np.rint(codebook / chosen), -32767, 32767)
-    return whole.astype(np.int8 if np.abs(whole).max() < 128 else np.int16), chosen
+    return whole_steps(np.clip(codebook / chosen, -32767, 32767)), chosen

@@ -13,7 +13,7 @@ from codeword.expr import Expr, Raw
 from codeword.kernels.assign import assign, assign_weighted
 from codeword.kernels.compensate import assign_compensated
 from codeword.math.bins import Bins, make_bins
-from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, code_prices, ecsq
+from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, ecsq, prices_of
 from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square, row_scales, rows_of, shared
 from codeword.methods.constrain import Constraint
 from codeword.methods.scalar import KMeans
@@ -103,7 +103,8 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         target, h = weight.astype(np.float32), np.ones((1,) * weight.ndim)
         if importance is not None and importance.any():
             h = importance / np.mean(importance, dtype=np.float64)
-        scales = self.scales(as_rows(weight)).divisor(len(as_rows(weight)))
+        rows = as_rows(weight)
+        scales = self.scales(rows).divisor(len(rows))
         if scales is not None:
             unit = scales.astype(np.float64)[: None if self.granularity == "row" else 1]
             h = h / np.square(unit).reshape(-1, *(1,) * (weight.ndim - 1))
@@ -126,4 +127,4 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             return assign_compensated(rows[::every], scale, importance, kernel, found.codewords, lam * prices)
 
         sample = codes(max(1, rows.size // _SAMPLE), found.prices)
-        return codes(1, code_prices(np.bincount(sample.reshape(-1), minlength=len(found.codewords))))
+        return codes(1, prices_of(sample, len(found.codewords)))

@@ -10,7 +10,7 @@ import numpy as np
 from codeword.errors import PlanError
 from codeword.expr import Expr, Raw, dtype_name
 from codeword.kernels.groups import LARGEST, cluster_groups
-from codeword.math.bins import Bins, assign_members, make_bins
+from codeword.math.bins import Bins, assign_members, make_bins, weighted_means
 from codeword.math.kmeans import kmeans, midpoints
 from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
 
@@ -129,8 +129,7 @@ def assigned(
     bins are those of rows (r, c): what is shipped are exact means of the raw weights. zero: 0 stays where it is.
     """
     codes, mass, first = assign_members(bins, rows, divisor, h, midpoints(codebook))
-    pinned = (mass <= 0) | (zero & (codebook == 0))
-    return codes, np.where(pinned, codebook, first / np.where(mass > 0, mass, 1))
+    return codes, np.where(zero & (codebook == 0), codebook, weighted_means(first, mass, codebook))
 
 
 def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:
