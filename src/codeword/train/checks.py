@@ -60,7 +60,7 @@ def _check_wrappers(name: str, module: nn.Module, model: nn.Module) -> None:
     owner = f"{name or type(model).__name__} ({type(module).__name__})"
     # The container that holds the originals of a parametrized module is no layer of its own.
     if is_parametrized(module):
-        leaf = next(iter(module.parametrizations))
+        leaf, _ = next(module.get_submodule("parametrizations").named_children())
         raise MismatchError(
             f"{leaf!r} of {owner} is parametrized: what is trained is not what runs. Fold it in first: "
             f"torch.nn.utils.parametrize.remove_parametrizations({place}, {leaf!r})"
