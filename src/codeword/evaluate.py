@@ -126,7 +126,7 @@ def load_factory(name: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's own mode again (a frozen BatchNorm in a training net stays frozen)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -163,7 +163,7 @@ def _top5(
     tensor = next(chain(model.parameters(), model.buffers()), None)
     best: list[np.ndarray] = []
     classes = 0
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for first in range(0, len(dataset), batch_size):
             x = dataset.x[first : first + batch_size]
             x = x if shift is None else x - shift

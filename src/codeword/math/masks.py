@@ -49,15 +49,33 @@ def block_mask(scores: np.ndarray, block: tuple[int, int], keep: int) -> np.ndar
 
     Blocks at the lower and right edge may be smaller.
     """
+    means, sizes = block_means(scores, block)
+    return spread(top_units(means, sizes, keep), block, scores.shape)
+
+
+def block_means(scores: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean score, number of weights) of each block of scores (r, c), (blocks down, blocks across) both."""
     tall, down = _edges(scores.shape[0], block[0])
     wide, across = _edges(scores.shape[1], block[1])
     sums = np.add.reduceat(np.add.reduceat(scores.astype(np.float64), down, axis=0), across, axis=1)
     sizes = np.outer(tall, wide)
-    order = np.argsort(-(sums / sizes).reshape(-1), kind="stable")
+    return sums / sizes, sizes
+
+
+def top_units(scores: np.ndarray, sizes: np.ndarray, keep: int) -> np.ndarray:
+    """A mask of scores' shape, True for the units of largest score until `keep` weights at least are in them."""
+    order = np.argsort(-scores.reshape(-1), kind="stable")
     enough = int(np.searchsorted(np.cumsum(sizes.reshape(-1)[order]), keep)) + 1 if keep > 0 else 0
     kept = np.zeros(sizes.size, bool)
     kept[order[:enough]] = True
-    return kept.reshape(sizes.shape).repeat(tall, axis=0).repeat(wide, axis=1)
+    return kept.reshape(scores.shape)
+
+
+def spread(kept: np.ndarray, block: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """What is said of blocks (blocks down, blocks across), said of each of their weights: `shape` is (r, c)."""
+    tall, _ = _edges(shape[0], block[0])
+    wide, _ = _edges(shape[1], block[1])
+    return kept.repeat(tall, axis=0).repeat(wide, axis=1)
 
 
 def _edges(length: int, step: int) -> tuple[np.ndarray, np.ndarray]:

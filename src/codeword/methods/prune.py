@@ -39,7 +39,7 @@ class Prune(msgspec.Struct, frozen=True, tag_field="method", tag="prune", forbid
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise PlanError(f"prune: sparsity must lie in 0..1, below 1, got {self.sparsity}")
         if self.pattern is not None:
-            n, m, block = _parsed(self.pattern)
+            n, m, block = parse_pattern(self.pattern)
             if block is None and self.sparsity is not None and abs(self.sparsity - (1 - n / m)) > 1e-9:
                 raise PlanError(f"prune: pattern {self.pattern!r} is a sparsity of {1 - n / m:g}, not {self.sparsity}")
             if block is not None and self.sparsity is None:
@@ -73,7 +73,7 @@ class Prune(msgspec.Struct, frozen=True, tag_field="method", tag="prune", forbid
             scores = scores * np.sqrt(importance.astype(np.float32))
         if self.pattern is None:
             return top_mask(scores, weight.size - round((self.sparsity or 0) * weight.size)) & (weight != 0)
-        n, m, block = _parsed(self.pattern)
+        n, m, block = parse_pattern(self.pattern)
         rows = as_rows(scores)
         if block is None:
             mask = n_of_m_mask(rows, n, m)
@@ -89,8 +89,8 @@ def _in_place(method: Then) -> bool:
     return getattr(method, "granularity", "tensor") == "row" or getattr(method, "group_size", None) is not None
 
 
-def _parsed(pattern: str) -> tuple[int, int, tuple[int, int] | None]:
-    """(n, m, None) of "n:m", (0, 0, (rows, columns)) of "block RxC"."""
+def parse_pattern(pattern: str) -> tuple[int, int, tuple[int, int] | None]:
+    """(n, m, None) of "n:m", (0, 0, (rows, columns)) of "block RxC"; PlanError for another text."""
     try:
         if pattern.startswith("block "):
             rows, columns = (int(part) for part in pattern.removeprefix("block ").split("x"))

@@ -2,3 +2,8 @@
 
 Needs torch, so `import codeword` does not import this package.
 """
+
+from codeword.train.macs import Counts, count
+from codeword.train.prune import Pruner
+
+__all__ = ["Counts", "Pruner", "count"]
