@@ -123,3 +123,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made if need be. Raises WriteError."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make folder {path}: {error.strerror or error}; name another place") from error
+    return path

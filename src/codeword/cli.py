@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from codeword import __version__, api, console, report, show
 from codeword.artifact import Artifact
+from codeword.atomic import make_folder
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
@@ -32,6 +33,7 @@ EXIT_CODES = {
     9: "a model and a file do not fit each other",
     10: "an optional package is needed; the message names the extra",
     11: "a worker process ended before its work did, for want of memory most often",
+    12: "training came to a loss that is no number; the state after the last good epoch was kept",
     130: "interrupted (Ctrl-C)",
 }
 
@@ -142,7 +144,7 @@ def compress(
         if save_plan is not None and save_plan.resolve() == out.resolve():
             raise WriteError(f"cannot write both the file and its plan to {out}; name another --save-plan")
         if report_to is not None:
-            report.make_folder(report_to)
+            make_folder(report_to)
             report.need_pictures()
         importance = None
         if model is not None and data is not None:

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from codeword import api
+from codeword.atomic import make_folder
 from codeword.data import load_data
 from codeword.errors import MissingDependencyError
 from codeword.evaluate import compare as run_both
 from codeword.execute import Progress
-from codeword.report import Accuracy, make_folder, write_report
+from codeword.report import Accuracy, write_report
 from codeword.sources import open_source
 
 DEFAULT_TARGET = "30x"

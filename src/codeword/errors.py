@@ -11,7 +11,8 @@
     ├── WriteError                   8  the output could not be written; what was there before is untouched
     ├── MismatchError                9  a model and a file do not fit each other
     ├── MissingDependencyError      10  an optional package is needed for this; the message says which extra brings it
-    └── WorkerError                 11  a worker process ended before its work did
+    ├── WorkerError                 11  a worker process ended before its work did
+    └── TrainingError               12  training came to a loss that is no number
 
 A message names the thing, the place, both values and the way out. Code 1 is kept for `verify` finding a difference
 and 2 for a wrong command line (Typer's own).
@@ -84,3 +85,9 @@ class WorkerError(CodewordError):
     """A worker process ended before its work did: killed for memory most often, or never able to start."""
 
     exit_code = 11
+
+
+class TrainingError(CodewordError):
+    """Training came to a loss that is no number; net and stage are as they were after the last good epoch."""
+
+    exit_code = 12

@@ -1,7 +1,7 @@
 """Reports: `measure` takes facts off a file, everything else here only draws them."""
 
 from codeword.report.measure import Difference, Report, TensorReport, inspect, verify
-from codeword.report.page import Accuracy, Page, make_folder, need_pictures, write_report
+from codeword.report.page import Accuracy, Page, need_pictures, write_report
 
 __all__ = [
     "Accuracy",
@@ -10,7 +10,6 @@ __all__ = [
     "Report",
     "TensorReport",
     "inspect",
-    "make_folder",
     "need_pictures",
     "verify",
     "write_report",

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from codeword.artifact import Artifact
-from codeword.atomic import replacing
-from codeword.errors import MissingDependencyError, WriteError
+from codeword.atomic import make_folder, replacing
+from codeword.errors import MissingDependencyError
 from codeword.report.measure import Report
 from codeword.sources import Source
 
@@ -93,16 +93,6 @@ def need_pictures() -> None:
     """Raises MissingDependencyError now if there is no matplotlib, and not after the work."""
     if find_spec("matplotlib") is None:
         raise MissingDependencyError('drawing a report needs matplotlib: pip install "codeword[plot]"')
-
-
-def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be. Raises WriteError."""
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot make folder {path}: {error.strerror or error}; name another place") from error
-    return path
 
 
 def _title(page: Page) -> str:

@@ -1,0 +1,185 @@
+"""Batches of a Dataset or of a loader, on the device that trains, each process its part of them.
+
+batches = open_batches(data, options, device, process)
+for batch in batches.shuffled(epoch): ...         batch.x, batch.y, batch.share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codeword.data import Dataset
+from codeword.errors import DataError
+from codeword.finetune import Finetune
+from codeword.train.processes import Process
+
+_SCORED = 500  # examples at a time where nothing is kept for a backward pass
+_RESIDENT = 0.25  # of an accelerator's free memory: a Dataset that takes less is kept there
+
+
+class Batch(NamedTuple):
+    """A process's part of a batch."""
+
+    x: Tensor
+    y: Tensor | None
+    # The mean loss over these examples times share, averaged over all processes, is the mean over the whole batch.
+    share: float
+
+
+class Batches(Protocol):
+    """Data that can be gone through again and again."""
+
+    def __len__(self) -> int:
+        """Examples, or batches of a loader; 0 if not known."""
+        ...
+
+    @property
+    def count(self) -> int | None:
+        """Batches of an epoch; None if not known."""
+        ...
+
+    def shuffled(self, epoch: int) -> Iterator[Batch]:
+        """An epoch to train on, in an order of its own."""
+        ...
+
+    def in_order(self) -> Iterator[Batch]:
+        """All examples once, to score."""
+        ...
+
+
+def open_batches(data: Dataset | Iterable[Any], options: Finetune, device: torch.device, process: Process) -> Batches:
+    """Raises DataError if there is nothing to iterate over more than once."""
+    if isinstance(data, Dataset):
+        return _OfDataset(data, options, device, process)
+    if options.shift or options.mirror:
+        raise DataError("shift and mirror are for a Dataset; a loader moves and turns its images itself")
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be a Dataset or give batches (x, y), got {type(data).__name__}")
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"data is a {type(data).__name__}, which gives its batches once; give what starts anew for each epoch, "
+            "such as a DataLoader or a list"
+        )
+    return _OfLoader(data, device, process)
+
+
+def moved(images: Tensor, generator: torch.Generator, *, shift: int = 0, mirror: bool = False) -> Tensor:
+    """Images (n, c, h, w), each moved by its own random number of pixels, -shift to shift; zeros come in.
+
+    mirror: half of them are turned round, left to right. The generator is one of the CPU.
+    """
+    n, _, height, width = images.shape
+    down, right = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator)
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    if mirror:
+        turned = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(turned, columns.flip(1), columns)
+    padded = F.pad(images, (shift, shift, shift, shift))
+    index = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
+    n_, rows, columns = (part.to(images.device) for part in index)
+    return padded[n_, :, rows, columns].permute(0, 3, 1, 2)
+
+
+class _OfDataset:
+    def __init__(self, data: Dataset, options: Finetune, device: torch.device, process: Process) -> None:
+        if not len(data):
+            raise DataError(f"{data.name}: no examples; expected at least one")
+        if (options.shift or options.mirror) and data.x.ndim != 4:
+            raise DataError(f"{data.name}: shift and mirror are for images (n, c, h, w), found {data.x.shape}")
+        self._options, self._device, self._process = options, device, process
+        # torch wants to own what it shares: of a read-only array it gets a copy.
+        self._x = torch.from_numpy(np.require(data.x, requirements=["C", "W"]))
+        self._y = torch.from_numpy(data.y.astype(np.int64))
+        if device.type == "cuda" and self._x.nbytes < _RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            self._x, self._y = self._x.to(device), self._y.to(device)
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    @property
+    def count(self) -> int:
+        # The last batch is left out if it is not full: few examples make poor running statistics.
+        return max(len(self) // self._options.batch_size, 1)
+
+    def shuffled(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed_of(self._options.seed, epoch))
+        order = torch.randperm(len(self), generator=generator)
+        for at in range(self.count):
+            chosen = order[at * self._options.batch_size : (at + 1) * self._options.batch_size]
+            # The moves of the whole batch are drawn in each process, so that they do not depend on how many there are.
+            drawn = torch.Generator().manual_seed(seed_of(self._options.seed, epoch, at))
+            yield self._part(chosen, drawn, self._process)
+
+    def in_order(self) -> Iterator[Batch]:
+        for chosen in self._process.share_of(torch.arange(len(self))).split(_SCORED):
+            yield self._part(chosen, None, Process())
+
+    def _part(self, chosen: Tensor, drawn: torch.Generator | None, process: Process) -> Batch:
+        index = chosen.to(self._x.device)
+        x, y = self._x[index], self._y[index]
+        if drawn is not None and (self._options.shift or self._options.mirror):
+            x = moved(x, drawn, shift=self._options.shift, mirror=self._options.mirror)
+        return _part(x, y, self._device, process)
+
+
+class _OfLoader:
+    def __init__(self, loader: Iterable[Any], device: torch.device, process: Process) -> None:
+        self._loader, self._device = loader, device
+        # A DistributedSampler gives each process its own part already.
+        sampler = getattr(loader, "sampler", None)
+        self._sampler = sampler if hasattr(sampler, "num_replicas") else None
+        self._process = process if self._sampler is None else Process()
+
+    def __len__(self) -> int:
+        return len(self._loader) if isinstance(self._loader, Sized) else 0
+
+    @property
+    def count(self) -> int | None:
+        return len(self) or None
+
+    def shuffled(self, epoch: int) -> Iterator[Batch]:
+        if self._sampler is not None and hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+        return self._batches(self._process)
+
+    def in_order(self) -> Iterator[Batch]:
+        # Whole batches in turn: parts of a small one might be empty.
+        for at, batch in enumerate(self._batches(Process())):
+            if at % self._process.count == self._process.rank:
+                yield batch
+
+    def _batches(self, process: Process) -> Iterator[Batch]:
+        for at, batch in enumerate(self._loader):
+            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            try:
+                pair = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(f"batch {at}: x and y must be tensors or arrays, got {type(x).__name__}") from error
+            yield _part(*pair, self._device, process)
+
+
+def _part(x: Tensor, y: Tensor | None, device: torch.device, process: Process) -> Batch:
+    """This process's share of a whole batch, on the device; 4-d inputs with channels last, which convolutions like."""
+    whole = len(x) if x.dim() else 0
+    if not whole or (y is not None and (not y.dim() or len(y) != whole)):
+        found = "none" if y is None else tuple(y.shape)
+        raise DataError(f"a batch has x of shape {tuple(x.shape)} and y {found}; give one label for each example")
+    share = 1.0
+    if 1 < process.count <= whole:  # of fewer examples than processes all take all
+        x, y = process.share_of(x), None if y is None else process.share_of(y)
+        share = len(x) * process.count / whole
+    x = x.to(device, non_blocking=True)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return Batch(x, None if y is None else y.to(device, non_blocking=True), share)
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for each list of numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
