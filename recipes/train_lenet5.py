@@ -35,14 +35,14 @@ WARM_UP = 200  # steps: momentum at the full rate from the first step can kill e
 log = logging.getLogger("train_lenet5")
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, 1, h, w), each moved by its own random number of pixels, -SHIFT to SHIFT; zeros come in."""
+def shifted(images: Tensor, generator: torch.Generator, pixels: int = SHIFT) -> Tensor:
+    """Images (n, c, h, w), each moved by its own random number of pixels, -pixels to pixels; zeros come in."""
     n, _, height, width = images.shape
-    padded = F.pad(images[:, 0], (SHIFT, SHIFT, SHIFT, SHIFT))
-    down, right = torch.randint(0, 2 * SHIFT + 1, (2, n, 1), generator=generator)
+    padded = F.pad(images, (pixels, pixels, pixels, pixels))
+    down, right = torch.randint(0, 2 * pixels + 1, (2, n, 1), generator=generator)
     rows = (down + torch.arange(height))[:, :, None]
     columns = (right + torch.arange(width))[:, None, :]
-    return padded[torch.arange(n)[:, None, None], rows, columns][:, None]
+    return padded[torch.arange(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
 def train(model: nn.Module, fit: Dataset, held_out: Dataset, args: argparse.Namespace) -> tuple[int, float]:

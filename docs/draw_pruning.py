@@ -1,0 +1,74 @@
+"""Draw docs/pruning.png, points of top-1 lost against sparsity, from recipes/prune_sweep.json (or make docs)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from draw_methods import FOLDER, INK, plain
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+JSON = FOLDER.parent / "recipes" / "prune_sweep.json"
+TITLES = {"lenet5": "LeNet-5, MNIST", "resnet20": "ResNet-20, CIFAR-10"}
+METHODS = {
+    "saliency": ("saliency, one ranking (C1)", "#c2410c", "o"),
+    "saliency-kinds": ("saliency, convolutions apart (C2)", "#805ad5", "D"),
+    "magnitude": ("magnitude, one ranking (C3)", "#2b6cb0", "s"),
+    "magnitude-layer": ("magnitude, each layer alone (C3)", "#0f766e", "^"),
+    "random": ("random (C3)", "#8593a3", "v"),
+}
+SHOWN = 12.0  # points lost; what lies below is off the picture
+
+
+def draw(axes: Axes, net: str, facts: dict) -> None:
+    epochs, _ = Counter(row["epochs"] for row in facts["rows"]).most_common(1)[0]  # the sweep: one budget for all
+    rows = [row for row in facts["rows"] if row["epochs"] == epochs]
+    sparsities = sorted({row["sparsity"] for row in rows})
+    places = {sparsity: at for at, sparsity in enumerate(sparsities)}
+    for shift, (method, (label, colour, marker)) in zip(np.linspace(-0.12, 0.12, 5), METHODS.items(), strict=True):
+        lost = {
+            sparsity: [
+                facts["dense"]["test_top1"] - row["test_top1"]
+                for row in rows
+                if (row["method"], row["sparsity"]) == (method, sparsity)
+            ]
+            for sparsity in sparsities
+        }
+        lost = {sparsity: points for sparsity, points in lost.items() if points}
+        if not lost:
+            continue
+        x = [places[sparsity] + shift for sparsity in lost]
+        mean = [float(np.mean(points)) for points in lost.values()]
+        low, high = ([pick(points) for points in lost.values()] for pick in (min, max))
+        axes.vlines(x, low, high, color=colour, lw=1.2, alpha=0.7)
+        axes.plot(x, mean, "-", marker=marker, ms=5, color=colour, lw=1.5, label=label)
+    plain(axes, f"{TITLES[net]}: {facts['dense']['test_top1']:.2f} % dense, {epochs:g} epochs a run")
+    axes.axhline(0, color=INK, lw=0.8, ls=":")
+    axes.set_yscale("symlog", linthresh=0.5, linscale=0.7)
+    axes.set_ylim(SHOWN, min(-0.3, *(facts["dense"]["test_top1"] - row["test_top1"] - 0.1 for row in rows)))
+    ticks = [0, 0.1, 0.25, 0.5, 1, 2, 4, 8]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_xticks(range(len(sparsities)), [f"{sparsity} %" for sparsity in sparsities])
+    axes.set_xlabel("weights that are zero")
+    axes.set_ylabel("points of top-1 lost, whole test set: mean, least, most of the seeds")
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def main() -> None:
+    nets = json.loads(Path(JSON).read_text()) if JSON.exists() else {}
+    nets = {net: facts for net, facts in nets.items() if facts["rows"]}
+    if not nets:
+        print("no recipes/prune_sweep.json: docs/pruning.png is left as it is")
+        return
+    figure = Figure(figsize=(6.5 * len(nets), 5.4), dpi=110, facecolor="white", layout="constrained")
+    for axes, (net, facts) in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets.items(), strict=True):
+        draw(axes, net, facts)
+    figure.savefig(FOLDER / "pruning.png")
+
+
+if __name__ == "__main__":
+    main()
