@@ -423,6 +423,7 @@ def test_the_artifact_holds_the_net_bit_for_bit_with_its_zeros_as_a_scatter():
     "method",
     [
         KMeans(4),
+        "kmeans:n_clusters=4",
         RateAware(0.05),
         Prune(0.6, then=KMeans(3)),
         Plan((Rule("0.weight", KMeans(4)), Rule("*", RateAware(0.1)))),
@@ -442,6 +443,7 @@ def test_an_early_end_is_told():
     pruner = Pruner(0.5, steps=30)
     pruner.prepare(model)
     loop(model, pruner, 3)
+    assert not pruner.settled
     with pytest.warns(UserWarning, match=r"3 of 30 steps were made, and 13\.3% of the weights are zero, not 50\.0%"):
         pruner.finalize()
 
@@ -497,6 +499,10 @@ def test_a_state_of_another_run_is_refused():
     wide.prepare(nn.Sequential(nn.Linear(6, 11), nn.Tanh(), nn.Linear(11, 3)).train())
     with pytest.raises(MismatchError, match=r"'pruned\.0\.weight' of the state is \(10, 6\), the weight \(11, 6\)"):
         wide.load_state_dict(state)
+    same = Pruner(0.5, steps=3, every=1)
+    same.prepare(net())
+    with pytest.raises(MismatchError, match=r"'hidden\.0\.weight' of the state is missing"):
+        same.load_state_dict(state | {"step": 1})
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ A loop of one's own gains three lines:
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -31,7 +32,7 @@ from codeword.math.ranking import Pattern, Ranked, macs_range, rank
 from codeword.methods import Keep, Method, Prune
 from codeword.methods.base import as_rows
 from codeword.methods.prune import parse_pattern
-from codeword.plan import Plan, select
+from codeword.plan import Plan, parse_method, select
 from codeword.sources import TensorInfo, open_source
 from codeword.train.checks import check_mode, check_model
 from codeword.train.macs import Counts, tally, uses
@@ -171,7 +172,7 @@ class Pruner:
 
     def finalize(
         self,
-        method: Method | Plan | None = None,
+        method: Method | str | Plan | None = None,
         *,
         seed: int = 0,
         workers: int = 1,
@@ -179,11 +180,11 @@ class Pruner:
     ) -> Artifact:
         """The net as it is now as an artifact, zeros at their places: everything else lossless, or by a method or plan.
 
-        method: for what stays of the pruned tensors, such as KMeans(16); a plan says of every tensor what it gets.
+        method: for what stays of the pruned tensors, such as KMeans(16) or its text; a plan says what each tensor gets.
         Zeros stay zero under both. Warns if the ramp has not ended.
         """
         net = self._net()
-        if self._taken < self._last:
+        if not self.settled:
             now = self.report().sparsity
             warnings.warn(
                 f"pruning ends early: {self._taken} of {self._last} steps were made, and {now:.1%} of the weights are "
@@ -192,6 +193,7 @@ class Pruner:
             )
         source = open_source(net)
         masked = {name for it in self._masked for name in it.weight.names}
+        method = parse_method(method) if isinstance(method, str) else method
         if isinstance(method, Plan):
             methods = method.resolve(source.infos)
         else:
@@ -209,6 +211,11 @@ class Pruner:
         return tally(self._net(), [it.weight for it in self._masked], kept, self._uses)
 
     @property
+    def settled(self) -> bool:
+        """Whether masks are final; a net that is taken before has fewer zeros than were asked for."""
+        return self._taken >= self._last
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """Weight name -> what stays of it now, bool; of a shared weight under its first name."""
         return {it.weight.name: ~it.pruned for it in self._masked}
@@ -222,7 +229,7 @@ class Pruner:
             state |= {f"{part}.{it.weight.name}": value.clone() for part, value in parts.items() if value is not None}
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state, after `prepare` on the same net with the same options.
 
         Raises MismatchError, naming both, where they are not the same.
@@ -230,18 +237,20 @@ class Pruner:
         self._net()
         if state.get("options") != self._options():
             raise MismatchError(f"the state is of Pruner({state.get('options')}), this is Pruner({self._options()})")
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        expected = {f"pruned.{it.weight.name}": it for it in self._masked}
-        for name, it in expected.items():
-            if name not in tensors or tensors[name].shape != it.pruned.shape:
-                there = tuple(tensors[name].shape) if name in tensors else "missing"
-                raise MismatchError(f"{name!r} of the state is {there}, the weight {tuple(it.pruned.shape)}")
+        moving = int(state["step"]) < self._last
+        parts = ["pruned", *["hidden"] * moving, *["sums"] * (moving and self.criterion == "saliency")]
+        for part, it in itertools.product(parts, self._masked):
+            name, shape = f"{part}.{it.weight.name}", tuple(it.pruned.shape)
+            found = tuple(state[name].shape) if name in state else "missing"
+            if found != shape:
+                raise MismatchError(f"{name!r} of the state is {found}, the weight {shape}")
         for it in self._masked:
-            like = it.weight.parameter.detach()
-            it.pruned = torch.empty_like(like, dtype=torch.bool).copy_(tensors[f"pruned.{it.weight.name}"])
-            for part in ("hidden", "sums"):
-                value = tensors.get(f"{part}.{it.weight.name}")
-                setattr(it, part, None if value is None else torch.empty_like(like, dtype=value.dtype).copy_(value))
+            it.hidden = it.sums = None
+            for part in parts:
+                value = state[f"{part}.{it.weight.name}"]
+                dtype = torch.bool if part == "pruned" else value.dtype
+                setattr(it, part, torch.empty_like(it.pruned, dtype=dtype).copy_(value))
+            _follow(it)
         self._taken = int(state["step"])
         self._apply()
 
@@ -340,7 +349,7 @@ class Pruner:
             macs=None if self.macs is None else self.macs * share,
             least=0.0 if self.scope == "layer" else _LEAST * (1 - sparsity),
         )
-        final = self._taken >= self._last
+        final = self.settled
         for it, weight, mask in zip(self._masked, weights, masks, strict=True):
             parameter = it.weight.parameter
             it.pruned.copy_(torch.from_numpy(~mask).reshape(parameter.shape))
