@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from codeword.data import Dataset
 from codeword.errors import MismatchError, NonFiniteError, PlanError
+from codeword.finetune import Finetune
 from codeword.math.ranking import Pattern, Ranked, macs_range, rank
 from codeword.methods import KMeans, Prune, RateAware
 from codeword.nn import load_into
 from codeword.plan import Plan, Rule
+from codeword.train.loop import train
 from codeword.train.prune import Pruner
 from codeword.zoo import lenet5_trained
 
@@ -565,3 +568,17 @@ def test_a_weight_made_from_others_is_refused():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     with pytest.raises(MismatchError, match="parametrized"):
         Pruner(0.5, steps=2).prepare(nn.Sequential(layer))
+
+
+def test_a_loop_that_keeps_the_best_epoch_keeps_none_before_the_masks_are_final():
+    """Fewer zeros score better, so an epoch of the ramp would nearly always win."""
+    model = net()
+    data = Dataset("toy", X.numpy(), Y.numpy())
+    options = Finetune(epochs=4, batch_size=16, learning_rate=0.2, optimizer="sgd", distill=0.0)
+    pruner = Pruner(0.9, steps=10)  # of 4 steps an epoch: final in the third
+    history = train(pruner.prepare(model), pruner, data, options, validation=data)
+    assert history.kept >= 3
+    assert pruner.settled
+    assert pruner.report().sparsity == 0.9
+    done = history.done[3:]
+    assert history.done[history.kept].held_out_top1 == max(it.held_out_top1 for it in done)

@@ -268,12 +268,17 @@ class _Run:
         self._optimizer.load_state_dict(state["optimizer"])
         now = {"net": state["net"], "stage": state["stage"]}
         self._restore(now)
-        if self._keeps_best:
+        if self._keeps_best and self._settled:
             self._best = state["best"] or now
 
     @property
     def _keeps_best(self) -> bool:
         return self._options.keep == "best" and self._scored is not None
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the net may be kept as it is: before its masks are final a pruned one has fewer zeros than asked."""
+        return getattr(self._stage, "settled", True)
 
     def _state(self) -> dict[str, Any]:
         return {"net": self._net.state_dict(), "stage": self._stage.state_dict()}
@@ -358,11 +363,11 @@ class _Run:
         """Score, note the epoch, and keep its state if it is the best so far."""
         found = _Score(None, None) if self._scored is None else self._score(self._net)
         self.history.done.append(Epoch(epoch, loss, *found, rate, time.perf_counter() - start))
-        if not self._keeps_best:
+        if not self._keeps_best or not self._settled:
             self.history.kept = epoch
             return
         best = self.history.done[self.history.kept]
-        if not _worse(found, _Score(best.held_out_loss, best.held_out_top1)):
+        if self._best is None or not _worse(found, _Score(best.held_out_loss, best.held_out_top1)):
             self.history.kept = epoch
             self._best = _copied(self._state())
 
