@@ -7,7 +7,9 @@ those, and what is left is a clustering problem with importances of its own: `ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,6 +21,75 @@ from codeword.methods.base import whole_steps
 
 _GRID_SHARE = 0.01  # of the squared error may come from rounding codewords to a grid
 _MOST = 1e30  # importance that float32 holds, and its sums
+
+
+# Solves one Lookup for a target of its decoded shape and an importance that broadcasts to that; told whether neighbours
+# in the target's rows are neighbours in the weight's.
+Solve: TypeAlias = Callable[[Lookup, np.ndarray, np.ndarray, bool], Expr]
+
+
+def solved(expr: Expr, target: np.ndarray, importance: np.ndarray, solve: Solve, *, together: bool = True) -> Expr:
+    """The expression with each Lookup replaced by what `solve` makes of it, for the target that is left to it.
+
+    target: float32 of expr's shape; importance: float64, >= 0, broadcasts to that.
+    """
+
+    def below(inner: Expr, target: np.ndarray, importance: np.ndarray, *, together: bool = together) -> Expr:
+        return solved(inner, target, importance, solve, together=together)
+
+    match expr:
+        case Raw():
+            return expr
+        case Reshape(inner, new):
+            full = importance if importance.size == 1 else np.broadcast_to(importance, target.shape)
+            size = shape(inner)
+            h = full.reshape((1,) * len(size)) if full.size == 1 else full.reshape(size)
+            return Reshape(below(inner, target.reshape(size), h), new)
+        case Permute(inner, order):
+            back = tuple(np.argsort(order))
+            h = np.broadcast_to(importance, target.shape).transpose(back)
+            return Permute(below(inner, target.transpose(back), h, together=False), order)
+        case Affine(inner, scale, offset):
+            rest = target if offset is None else target - offset.astype(np.float32)
+            if scale is None:
+                return Affine(below(inner, rest, importance), None, offset)
+            s = scale.astype(np.float32)
+            rest = np.divide(rest, s, out=np.zeros_like(target), where=np.broadcast_to(s != 0, target.shape))
+            return Affine(below(inner, rest, importance * np.square(s, dtype=np.float64)), scale, offset)
+        case Sum(terms):
+            moved = list(terms)
+            for i, term in enumerate(terms):
+                others = [decode(other).astype(np.float32) for j, other in enumerate(moved) if j != i]
+                moved[i] = below(term, target - np.sum(others, axis=0), importance, together=False)
+            return Sum(tuple(moved))
+        case Scatter(size, positions, inner):
+            h = np.broadcast_to(importance, target.shape)
+            some = [array[positions].reshape(shape(inner)) for array in (target, h)]
+            return Scatter(size, positions, below(inner, some[0], some[1], together=False))
+        case Lookup():
+            return solve(expr, target, importance, together)
+
+
+class Problem(NamedTuple):
+    """A Lookup's weights as vectors, in a unit in which no square over- or underflows."""
+
+    vectors: np.ndarray  # (g, m, d) float32, weights over the unit
+    h: np.ndarray | None  # (g, m, d) float32; None: all matter alike
+    lam: float  # in these units
+    unit: float
+
+    @classmethod
+    def of(cls, lookup: Lookup, target: np.ndarray, importance: np.ndarray, lam: float) -> Problem:
+        """What `Solve` is given, and what a bit is worth in squared error times importance."""
+        groups, rows, columns = lookup.codes.shape
+        d = lookup.codebook.shape[2]
+        unit = float(np.abs(target).max(initial=0)) or 1.0
+        vectors = (target / np.float32(unit)).reshape(groups, rows * columns, d)
+        importance = importance * unit * unit
+        if importance.size == 1 and importance.reshape(-1)[0] > 0:
+            return cls(vectors, None, lam / float(importance.reshape(-1)[0]), unit)
+        full = np.broadcast_to(np.minimum(importance, _MOST), target.shape)
+        return cls(vectors, np.ascontiguousarray(full, np.float32).reshape(vectors.shape), lam, unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,53 +105,11 @@ class Constraint:
 
         target: float32 of expr's shape; importance: float64, >= 0, broadcasts to that.
         """
-        match expr:
-            case Raw():
-                return expr
-            case Reshape(inner, new):
-                full = importance if importance.size == 1 else np.broadcast_to(importance, target.shape)
-                size = shape(inner)
-                h = full.reshape((1,) * len(size)) if full.size == 1 else full.reshape(size)
-                return Reshape(self.apply(inner, target.reshape(size), h), new)
-            case Permute(inner, order):
-                back = tuple(np.argsort(order))
-                h = np.broadcast_to(importance, target.shape).transpose(back)
-                return Permute(self._apart().apply(inner, target.transpose(back), h), order)
-            case Affine(inner, scale, offset):
-                rest = target if offset is None else target - offset.astype(np.float32)
-                if scale is None:
-                    return Affine(self.apply(inner, rest, importance), None, offset)
-                s = scale.astype(np.float32)
-                rest = np.divide(rest, s, out=np.zeros_like(target), where=np.broadcast_to(s != 0, target.shape))
-                return Affine(self.apply(inner, rest, importance * np.square(s, dtype=np.float64)), scale, offset)
-            case Sum(terms):
-                moved = list(terms)
-                for i, term in enumerate(terms):
-                    others = [decode(other).astype(np.float32) for j, other in enumerate(moved) if j != i]
-                    moved[i] = self._apart().apply(term, target - np.sum(others, axis=0), importance)
-                return Sum(tuple(moved))
-            case Scatter(size, positions, inner):
-                h = np.broadcast_to(importance, target.shape)
-                some = [array[positions].reshape(shape(inner)) for array in (target, h)]
-                return Scatter(size, positions, self._apart().apply(inner, *some))
-            case Lookup():
-                return self._lookup(expr, target, importance)
+        return solved(expr, target, importance, self._lookup)
 
-    def _apart(self) -> Constraint:
-        """The same where columns are no longer neighbours in a row of weights."""
-        return Constraint(self.lam, self.grid, None)
-
-    def _lookup(self, lookup: Lookup, target: np.ndarray, importance: np.ndarray) -> Expr:
+    def _lookup(self, lookup: Lookup, target: np.ndarray, importance: np.ndarray, together: bool) -> Expr:
         groups, rows, columns = lookup.codes.shape
-        d = lookup.codebook.shape[2]
-        unit = float(np.abs(target).max(initial=0)) or 1.0  # squares of weights over this neither over- nor underflow
-        vectors = (target / np.float32(unit)).reshape(groups, rows * columns, d)
-        lam, h, importance = self.lam, None, importance * unit * unit
-        if importance.size == 1 and importance.reshape(-1)[0] > 0:
-            lam /= float(importance.reshape(-1)[0])
-        else:
-            full = np.broadcast_to(np.minimum(importance, _MOST), target.shape)
-            h = np.ascontiguousarray(full, np.float32).reshape(vectors.shape)
+        vectors, h, lam, unit = Problem.of(lookup, target, importance, self.lam)
         found = ecvq(vectors, h, lookup.codes.reshape(groups, -1), lookup.codebook.astype(np.float64) / unit, lam)
         codes, book = compact(found.codes, found.codebook)
         mass = float(vectors.size if h is None else np.sum(h, dtype=np.float64)) or 1.0
@@ -89,7 +118,8 @@ class Constraint:
         shipped, step = _stored(book * unit, lookup.codebook.dtype, wanted)
         words = shipped.astype(np.float64) * (step / unit)
         prices = prices_of(codes, book.shape[1])
-        if d == 1 and self.kernel is not None and columns % self.kernel == 0:
+        kernel = self.kernel if together and vectors.shape[2] == 1 else None
+        if kernel is not None and columns % kernel == 0:
             codes = self._compensated(vectors, h, columns, words, prices, lam)
         else:  # once more, in what is shipped
             codes = constrained_codes(vectors, h, words, lam * prices)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeword.artifact import Artifact
 from codeword.errors import MismatchError
@@ -26,6 +28,24 @@ def swap(model: nn.Module, artifact: Artifact) -> nn.Module:
     are the model's; the model itself is not changed. Raises MismatchError if the two do not fit each other,
     FormatError if the file is corrupted.
     """
+
+    def make(source: str, _: Tensor) -> TorchExpr:
+        return TorchExpr(artifact[source], rounded_to=artifact.entries[source].dtype)
+
+    return swap_with(model, artifact, make)[0]
+
+
+class Swapped(NamedTuple):
+    """What became of one tensor."""
+
+    place: Place  # of the model that was given
+    why_dense: str | None  # None if it runs from its expression
+
+
+def swap_with(
+    model: nn.Module, artifact: Artifact, make: Callable[[str, Tensor], TorchExpr]
+) -> tuple[nn.Module, list[Swapped]]:
+    """`swap` with expressions from `make`, called once for each, with its name in the file and the model's tensor."""
     places = fit(model, artifact)
     reasons = [_why_dense(model, artifact, place) for place in places]
     # The weights that run coded are never copied: the copy refers to the model's own until it drops them.
@@ -41,7 +61,10 @@ def swap(model: nn.Module, artifact: Artifact) -> nn.Module:
             with torch.no_grad():
                 tensors[place.names[0]].copy_(as_tensor(artifact.decode(place.source)))
             continue
-        twin = _twin(artifact, place.source, twins).requires_grad_(place.tensor.requires_grad)
+        root = root_of(artifact, place.source)
+        twin = twins[root] if root in twins else twins.setdefault(root, make(root, place.tensor))
+        if not place.tensor.requires_grad:
+            twin.requires_grad_(False)
         for name in place.names:
             layer = swapped.get_submodule(name.rpartition(".")[0])
             if not isinstance(layer, CodedModule):  # a layer that stands in two places of the model has two names
@@ -52,7 +75,7 @@ def swap(model: nn.Module, artifact: Artifact) -> nn.Module:
         for name in place.names
     }
     setattr(swapped, _REPORT, report)
-    return swapped
+    return swapped, [Swapped(*item) for item in zip(places, reasons, strict=True)]
 
 
 def swap_report(model: nn.Module) -> dict[str, str]:
@@ -96,12 +119,8 @@ def _is_raw(expr: Expr) -> bool:
             return False
 
 
-def _twin(artifact: Artifact, source: str, twins: dict[str, TorchExpr]) -> TorchExpr:
-    """The TorchExpr of a tensor of the file, one for all tensors that are tied there and have one shape."""
+def root_of(artifact: Artifact, source: str) -> str:
+    """The tensor of the file whose expression serves this one: one for all that are tied there and have one shape."""
     entry = artifact.entries[source]
     root = entry.tied_to or source
-    if artifact.entries[root].shape != entry.shape:
-        root = source
-    if root not in twins:
-        twins[root] = TorchExpr(artifact[source], rounded_to=entry.dtype)
-    return twins[root]
+    return root if artifact.entries[root].shape == entry.shape else source

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeword.errors import MismatchError
 from codeword.expr import DTYPES, FLOATS, Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, dtype_name
 from codeword.nn.state import as_tensor, torch_dtype
 
@@ -36,6 +37,8 @@ class TorchExpr(nn.Module):
     Raises ExprError if a code has no codeword or positions do not rise within the size.
     """
 
+    shadow: nn.Parameter | None
+
     def __init__(self, expr: Expr, *, rounded_to: str | None = None) -> None:
         super().__init__()
         # Decoding once is the check: past it, a code beyond its codebook would take another group's codeword.
@@ -45,15 +48,42 @@ class TorchExpr(nn.Module):
         rounds = rounded_to in FLOATS and rounded_to not in (dtype_name(dense.dtype), "float64")
         self.rounded_to = rounded_to if rounds else None
         self.root = _node(expr)
+        self.register_parameter("shadow", None)
 
     def forward(self) -> Tensor:
         """The dense tensor; its memory may be a leaf's own (Raw), so do not write into it."""
         values = self.root()
-        if self.rounded_to is None:
-            return values
-        if not values.is_floating_point():  # whole numbers without an Affine
-            values = values.to(torch.float32)
-        return _Round.apply(values, torch_dtype(self.rounded_to))
+        if self.rounded_to is not None:
+            if not values.is_floating_point():  # whole numbers without an Affine
+                values = values.to(torch.float32)
+            values = _Round.apply(values, torch_dtype(self.rounded_to))
+        return values if self.shadow is None else _Followed.apply(values, self.shadow)
+
+    def free(self, path: str, unit: float, share: np.ndarray | None) -> nn.Parameter:
+        """Makes a leaf, by its path in the expression, what trains: the parameter is the leaf times unit.
+
+        unit: a power of two, so that nothing is rounded. share: of the leaf's shape, or broadcasting to it, times which
+        its gradient reaches the parameter; None for 1 / unit, the gradient itself. Whole numbers may train too: they
+        become a parameter in float32, for whoever holds it to keep whole.
+        """
+        node, name = self.owner(path)
+        return node.free(name, unit, share)
+
+    def owner(self, path: str) -> tuple[_Node, str]:
+        """(module, name) that hold the leaf of a path."""
+        inner, _, name = path.rpartition(".")
+        node = self.root.get_submodule(inner.replace("[", ".").replace("]", ""))
+        if not isinstance(node, _Node):
+            raise MismatchError(f"the expression has no leaf {path!r}")
+        return node, name
+
+    def follow(self, target: Tensor) -> nn.Parameter:
+        """Gives the twin a shadow: a dense float32 parameter, at target, that takes the gradient of the whole tensor.
+
+        It has no part in what `twin()` returns: it remembers where each weight would be if it shared nothing.
+        """
+        self.shadow = nn.Parameter(target.detach().to(torch.float32).reshape(self.shape).clone())
+        return self.shadow
 
     def to_expr(self) -> Expr:
         """The expression as it is now; it decodes to the bits of `twin()` before rounding to the tensor's dtype.
@@ -89,12 +119,41 @@ class _Round(torch.autograd.Function):
         return grads[0], None
 
 
+class _Followed(torch.autograd.Function):
+    """The values; their gradient goes to the shadow too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, shadow: Tensor) -> Tensor:  # noqa: ANN401
+        del ctx, shadow
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        del ctx
+        return grads[0], grads[0]
+
+
+class _Freed(torch.autograd.Function):
+    """A leaf from its parameter, which is in other units; the gradient arrives in shares."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, share: Tensor, unit: float) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(share)
+        return parameter * (1 / unit)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (share,) = ctx.saved_tensors
+        return grads[0] * share, None, None
+
+
 class _Node(nn.Module):
     """One node: its leaves under their names in the expression, `forward` as in `decode`, and the way back."""
 
     def __init__(self) -> None:
         super().__init__()
         self._dtypes: dict[str, str] = {}  # leaf -> dtype it came in
+        self._units: dict[str, float] = {}  # leaf that was freed -> parameter over leaf
 
     def to_expr(self) -> Expr:
         """This node over the leaves' present values."""
@@ -112,7 +171,7 @@ class _Node(nn.Module):
         super().__setstate__(state)
         for name, value in self._buffers.items():
             if value is not None:
-                self._buffers[name] = value.view(torch_dtype(self._dtypes[name]))
+                self._buffers[name] = value.view(torch_dtype(self._dtypes.get(name, "float32")))
 
     def _leaf(self, name: str, array: np.ndarray | None) -> None:
         if array is None:
@@ -125,8 +184,29 @@ class _Node(nn.Module):
         else:
             self.register_parameter(name, nn.Parameter(tensor if dtype in _WIDE else tensor.float()))
 
+    def free(self, name: str, unit: float, share: np.ndarray | None) -> nn.Parameter:
+        """As of TorchExpr, for a leaf by its name."""
+        leaf: Tensor = getattr(self, name)
+        wide = leaf.detach() if leaf.dtype == torch.float64 else leaf.detach().to(torch.float32)
+        parameter = nn.Parameter(wide * unit)
+        delattr(self, name)
+        self.register_parameter(name, parameter)
+        if share is not None or unit != 1:
+            self._units[name] = unit
+            times = np.full((1,) * leaf.dim(), 1 / unit) if share is None else share
+            self.register_buffer(f"{name}_share", as_tensor(times).to(wide))
+        return parameter
+
+    def _value(self, name: str) -> Tensor:
+        """A leaf as the expression has it."""
+        leaf = getattr(self, name)
+        unit = self._units.get(name)
+        return leaf if unit is None else _Freed.apply(leaf, getattr(self, f"{name}_share"), unit)
+
     def _array(self, name: str) -> np.ndarray:
         array = getattr(self, name).detach().cpu().numpy().copy()
+        if name in self._units:
+            array *= 1 / self._units[name]
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is found by looking
             narrow = array.astype(DTYPES[self._dtypes[name]])
         same = np.array_equal(narrow.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
@@ -141,7 +221,7 @@ class _Raw(_Node):
         self._leaf("values", values)
 
     def forward(self) -> Tensor:
-        return self.values
+        return self._value("values")
 
     def to_expr(self) -> Expr:
         return Raw(self._array("values"))
@@ -156,7 +236,8 @@ class _Lookup(_Node):
         self._leaf("codes", codes)
         self._leaf("codebook", codebook)
 
-    def forward(self) -> Tensor:
+    def forward(self, scale: Tensor | None = None) -> Tensor:
+        """scale: one number that all codewords are multiplied by, as each value would be behind the lookup."""
         groups, rows, columns = self.codes.shape
         k, d = self.codebook.shape[1:]
         # torch indexes by int32 and int64 only, so codes widen here and are kept small between calls. The gradient of
@@ -166,7 +247,10 @@ class _Lookup(_Node):
         if groups > 1:
             index = index + k * torch.arange(groups, dtype=width, device=index.device).reshape(groups, 1, 1)
         flat = (groups * k,) if d == 1 else (groups * k, d)
-        picked = _moving(self.codebook, lambda codebook: codebook.reshape(flat).index_select(0, index.reshape(-1)))
+        book = self._value("codebook")
+        if scale is not None:
+            book = book.to(torch.float32) * scale
+        picked = _moving(book, lambda codebook: codebook.reshape(flat).index_select(0, index.reshape(-1)))
         return picked.reshape(groups * rows, columns, d)
 
     def to_expr(self) -> Expr:
@@ -184,11 +268,15 @@ class _Affine(_Node):
         self._leaf("offset", offset)
 
     def forward(self) -> Tensor:
-        values = self.inner().to(torch.float32)
+        scale = None if self.scale is None else self._value("scale").to(torch.float32)
         # Two operations and two roundings, as decode has it: addcmul may fuse them into one.
-        if self.scale is not None:
-            values = values * self.scale.to(torch.float32)
-        return values if self.offset is None else values + self.offset.to(torch.float32)
+        if scale is None:
+            values = self.inner().to(torch.float32)
+        elif scale.numel() == 1 and isinstance(self.inner, _Lookup):
+            values = self.inner(scale.reshape(()))
+        else:
+            values = self.inner().to(torch.float32) * scale
+        return values if self.offset is None else values + self._value("offset").to(torch.float32)
 
     def to_expr(self) -> Expr:
         scale = None if self.scale is None else self._array("scale")

@@ -5,5 +5,6 @@ Needs torch, so `import codeword` does not import this package.
 
 from codeword.train.macs import Counts, count
 from codeword.train.prune import Pruner
+from codeword.train.tune import Tuner
 
-__all__ = ["Counts", "Pruner", "count"]
+__all__ = ["Counts", "Pruner", "Tuner", "count"]
