@@ -53,15 +53,15 @@ class Net(NamedTuple):
 
     data: str
     epochs: float
-    rate: float
+    rates: tuple[float, float]  # up to 80 % zeros, which leave little to learn anew, and beyond
     weight_decay: float
     shift: int  # pixels, in each direction
     mirrored: bool
 
 
 NETS = {
-    "lenet5": Net("mnist", 3, 0.1, 5e-4, 2, mirrored=False),
-    "resnet20": Net("cifar10", 1, 0.05, 1e-4, 4, mirrored=True),
+    "lenet5": Net("mnist", 2, (0.03, 0.1), 5e-4, 2, mirrored=False),
+    "resnet20": Net("cifar10", 0.5, (0.03, 0.05), 1e-4, 4, mirrored=True),
 }
 
 
@@ -80,17 +80,17 @@ class Splits(NamedTuple):
         return cls(fit, Dataset(f"{name}:train, held out", whole.x[cut], whole.y[cut]), load_data(f"{name}:test"))
 
 
-def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, steps: int, seed: int) -> None:
-    """Trains and prunes `model` in place, in bfloat16 where that is safe."""
+def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float, steps: int, seed: int) -> None:
+    """Trains and prunes `model` in place, in bfloat16 where that is safe; `top` is the highest learning rate."""
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), net.rate, 0.9, weight_decay=net.weight_decay, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), top, 0.9, weight_decay=net.weight_decay, nesterov=True)
     pruner.prepare(model.train())
     chosen: list[Tensor] = []
     for step in range(steps):
         if not chosen:
             chosen = list(torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(BATCH))
-        rate = net.rate * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rate = top * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = chosen.pop()
@@ -108,14 +108,16 @@ def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, steps: int,
     model.eval()
 
 
-def run(model: nn.Module, method: str, sparsity: int, seed: int, net: Net, data: Splits, ramp: float) -> dict[str, Any]:
+def run(
+    model: nn.Module, method: str, sparsity: int, seed: int, net: Net, data: Splits, rate: float, ramp: float
+) -> dict[str, Any]:
     """One row: a pruned net, and how good it is on the held-out images."""
     start = time.perf_counter()
     steps = round(net.epochs * (len(data.fit) // BATCH))
     torch.manual_seed(seed)
     example = torch.from_numpy(data.fit.x[:1])
     pruner = Pruner(sparsity / 100, steps=round(ramp * steps), example=example, seed=seed, **METHODS[method])
-    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, steps, seed)
+    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, rate, steps, seed)
     counts = pruner.report()
     return {
         "method": method,
@@ -140,7 +142,9 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=int, default=SPARSITIES, help="percent")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=float, help="of one run; all that are compared have the same")
-    parser.add_argument("--rate", type=float, help="the first learning rate")
+    parser.add_argument(
+        "--rate", type=float, help="the highest learning rate; by default one for low sparsities, one for high"
+    )
     parser.add_argument("--ramp", type=float, default=0.5, help="share of the run along which masks are made")
     parser.add_argument("--trial", action="store_true", help="look at held-out images only")
     parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -150,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     net = NETS[args.net]
-    net = net._replace(epochs=args.epochs or net.epochs, rate=args.rate or net.rate)
+    net = net._replace(epochs=args.epochs or net.epochs)
     weights = args.weights or (lenet5_path() if args.net == "lenet5" else None)
     if weights is None:
         parser.error(f"{args.net} needs --weights FILE: trained weights to start from")
@@ -159,13 +163,14 @@ def main() -> None:
         write(args.report, args.net, "dense", scored(load_net(f"codeword.zoo:{args.net}", weights), data))
     part = "trials" if args.trial else "rows"
     for seed, sparsity, method in itertools.product(args.seeds, args.sparsities, args.methods):
-        options = f"--epochs {net.epochs:g} --rate {net.rate:g} --ramp {args.ramp:g}{' --trial' * args.trial}"
+        rate = args.rate or net.rates[sparsity > 80]
+        options = f"--epochs {net.epochs:g} --rate {rate:g} --ramp {args.ramp:g}{' --trial' * args.trial}"
         command = f"prune_sweep.py {args.net} --methods {method} --sparsities {sparsity} --seeds {seed} {options}"
         rows = known(args.report, args.net)[part]
         if any(row["command"] == command for row in rows):
             continue
         model = load_net(f"codeword.zoo:{args.net}", weights)
-        row = {"command": command} | run(model, method, sparsity, seed, net, data, args.ramp)
+        row = {"command": command} | run(model, method, sparsity, seed, net, data, rate, args.ramp)
         if not args.trial:
             row["test_top1"] = round(evaluate(model, data.test).top1, 2)
         log.info("%s %s %d %% seed %d: held out %.2f  %s", args.net, method, sparsity, seed, row["held_out_top1"], row)

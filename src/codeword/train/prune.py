@@ -41,6 +41,7 @@ from codeword.train.weights import LayerWeight, bare, layer_weights
 Criterion: TypeAlias = Literal["saliency", "magnitude", "random"]
 Scope: TypeAlias = Literal["global", "kinds", "layer"]
 _REMAKES = 25  # masks along a ramp, unless `every` says otherwise
+_FADE = 0.8  # of the sums of gradients that is left when masks are made: a few steps alone are too noisy a sample
 _LEAST = 0.1  # of the share that the net keeps, every tensor keeps this part at least
 
 
@@ -51,7 +52,7 @@ class _Masked:
     weight: LayerWeight
     pruned: Tensor  # bool; strides, device of the parameter, as are all three
     hidden: Tensor | None  # 0 where a weight stays; None once masks are final
-    sums: Tensor | None  # of gradient magnitudes since the last masks; None where nothing asks for them
+    sums: Tensor | None  # of gradient magnitudes, older ones faded; None where nothing asks for them
 
 
 class Pruner:
@@ -64,12 +65,13 @@ class Pruner:
     when it has become worth more than another.
 
     criterion: what a weight is worth. "saliency": its magnitude times the sum of its gradient's magnitudes over all
-    steps since the last masks, divided by the norm of its tensor (Jia 2019), so that layers compare; "magnitude";
-    "random". scope: what is ranked together, "global" all weights (layer rates follow by themselves), "kinds"
-    convolutions apart from the rest, "layer" each tensor alone. No tensor is emptied: a tenth of what the net keeps on
-    average stays in each. pattern: "2:4" for 2 of each 4 neighbouring inputs, "block 4x1" for whole blocks of 4
-    outputs and 1 input. macs: with scope "kinds", the share of multiply-accumulates to save as well, counted on
-    `example`, a batch of inputs. include, exclude: globs on the names of weights.
+    steps so far, divided by the norm of all these products of its tensor (Jia 2019), so that the scale of a layer does
+    not decide; with each new mask what was summed fades to 0.8, for it is of another net. "magnitude"; "random".
+    scope: what is ranked together, "global" all weights (layer rates follow by themselves), "kinds" convolutions apart
+    from the rest, "layer" each tensor alone. No tensor is emptied: a tenth of what the net keeps on average stays in
+    each. pattern: "2:4" for 2 of each 4 neighbouring inputs, "block 4x1" for whole blocks of 4 outputs and 1 input.
+    macs: with scope "kinds", the share of multiply-accumulates to save as well, counted on `example`, a batch of
+    inputs. include, exclude: globs on the names of weights.
 
     A weight under several names has one mask. Parameters stay parameters and hold zeros: any optimizer, mixed
     precision, torch.compile and DistributedDataParallel work as they do without. `skipped` says of every other
@@ -356,7 +358,7 @@ class Pruner:
             parameter.copy_(weight).masked_fill_(it.pruned, 0)
             it.hidden = None if final else weight.sub_(parameter)
             if it.sums is not None:
-                it.sums = None if final else it.sums.zero_()
+                it.sums = None if final else it.sums.mul_(_FADE)
 
     def _scores(self, it: _Masked, weight: Tensor) -> np.ndarray:
         """What the weights of a tensor are worth, float32 of its shape. `weight`: its values, hidden ones included."""
