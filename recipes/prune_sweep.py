@@ -53,7 +53,7 @@ class Net(NamedTuple):
 
     data: str
     epochs: float
-    rates: tuple[float, float]  # up to 80 % zeros, which leave little to learn anew, and beyond
+    rates: tuple[float, float]  # up to 90 % zeros, which leave little to learn anew, and beyond
     weight_decay: float
     shift: int  # pixels, in each direction
     mirrored: bool
@@ -163,7 +163,7 @@ def main() -> None:
         write(args.report, args.net, "dense", scored(load_net(f"codeword.zoo:{args.net}", weights), data))
     part = "trials" if args.trial else "rows"
     for seed, sparsity, method in itertools.product(args.seeds, args.sparsities, args.methods):
-        rate = args.rate or net.rates[sparsity > 80]
+        rate = args.rate or net.rates[sparsity > 90]
         options = f"--epochs {net.epochs:g} --rate {rate:g} --ramp {args.ramp:g}{' --trial' * args.trial}"
         command = f"prune_sweep.py {args.net} --methods {method} --sparsities {sparsity} --seeds {seed} {options}"
         rows = known(args.report, args.net)[part]
