@@ -6,7 +6,7 @@ rank(tensors, groups, sparsity, ...) -> a mask for each tensor, True for what st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,22 +46,21 @@ def rank(
     chosen so that both shares are met as nearly as can be. least: the share of each tensor that stays whatever its
     scores. Of equal scores the earlier weight stays.
     """
-    units = [_units(it.scores, pattern, least) for it in tensors]
+    units = [_units(it.scores, pattern) for it in tensors]
     keeps = [_keep(sum(units[at].weights for at in group), sparsity) for group in groups]
     if macs is not None:
         keeps = _split(units, tensors, groups, sum(keeps), (1 - macs) * _all_macs(units, tensors))
-    masks: dict[int, np.ndarray] = {}
+    kept: dict[int, np.ndarray] = {}
     for group, keep in zip(groups, keeps, strict=True):
-        members = [units[at] for at in group]
-        scores = np.concatenate([unit.scores for unit in members])
-        sizes = np.concatenate([unit.sizes for unit in members]) if pattern is not None and pattern.block else None
-        locked = int(np.isinf(scores).sum() if sizes is None else sizes[np.isinf(scores)].sum())
-        keep = max(keep, locked)
-        kept = top_mask(scores, keep) if sizes is None else top_units(scores, sizes, keep)
-        ends = np.cumsum([len(unit.scores) for unit in members])[:-1]
-        for at, part in zip(group, np.split(kept, ends), strict=True):
-            masks[at] = _mask(part, tensors[at].scores.shape, pattern)
-    return [masks[at] for at in range(len(tensors))]
+        members = {at: units[at] for at in group}
+        short = list(group)
+        while short:  # a tensor that is short of its least gets it outright, at the cost of the others: few ever are
+            kept |= _top(members, keep)
+            short = [
+                at for at in group if not members[at].locked and _count(kept[at], units[at]) < least * units[at].weights
+            ]
+            members |= {at: _locked(units[at], least) for at in short}
+    return [_mask(kept[at], tensors[at].scores.shape, pattern) for at in range(len(tensors))]
 
 
 def macs_range(sizes: Sequence[int], uses: Sequence[int], sparsity: float) -> tuple[float, float]:
@@ -84,19 +83,41 @@ class _Units:
     scores: np.ndarray
     sizes: np.ndarray
     weights: int
+    locked: int = 0  # weights in units that must stay
 
 
-def _units(scores: np.ndarray, pattern: Pattern | None, least: float) -> _Units:
+def _units(scores: np.ndarray, pattern: Pattern | None) -> _Units:
     if pattern is not None and pattern.block is not None:
         means, sizes = block_means(scores, pattern.block)
-        flat, sizes = means.reshape(-1), sizes.reshape(-1)
+        return _Units(means.reshape(-1), sizes.reshape(-1), scores.size)
+    ones = np.broadcast_to(np.int64(1), scores.size)
+    if pattern is None:
+        return _Units(scores.reshape(-1), ones, scores.size)
+    stays = n_of_m_mask(scores, pattern.n, pattern.m).reshape(-1)
+    return _Units(np.where(stays, np.inf, scores.reshape(-1)), ones, scores.size, int(stays.sum()))
+
+
+def _locked(units: _Units, least: float) -> _Units:
+    """The same units, the best of them locked."""
+    stays = top_mask(units.scores, math.ceil(least * len(units.scores)))
+    return _Units(np.where(stays, np.inf, units.scores), units.sizes, units.weights, _count(stays, units))
+
+
+def _count(kept: np.ndarray, units: _Units) -> int:
+    """Weights in units that stay."""
+    return int(kept.sum() if units.weights == len(kept) else units.sizes[kept].sum())
+
+
+def _top(members: Mapping[int, _Units], keep: int) -> dict[int, np.ndarray]:
+    """What stays of each of some tensors that are ranked together."""
+    scores = np.concatenate([unit.scores for unit in members.values()])
+    keep = max(keep, sum(unit.locked for unit in members.values()))
+    if all(unit.weights == len(unit.scores) for unit in members.values()):
+        kept = top_mask(scores, keep)
     else:
-        flat, sizes = scores.reshape(-1), np.ones(1, np.int64)
-    if pattern is not None and pattern.block is None:
-        flat = np.where(n_of_m_mask(scores, pattern.n, pattern.m).reshape(-1), np.inf, flat)
-    if least > 0:
-        flat = np.where(top_mask(flat, math.ceil(least * len(flat))), np.inf, flat)
-    return _Units(flat, np.broadcast_to(sizes, flat.shape), scores.size)
+        kept = top_units(scores, np.concatenate([unit.sizes for unit in members.values()]), keep)
+    ends = np.cumsum([len(unit.scores) for unit in members.values()])[:-1]
+    return dict(zip(members, np.split(kept, ends), strict=True))
 
 
 def _mask(kept: np.ndarray, shape: tuple[int, ...], pattern: Pattern | None) -> np.ndarray:

@@ -16,6 +16,7 @@ A loop of one's own gains three lines:
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -364,16 +365,17 @@ class Pruner:
         """What the weights of a tensor are worth, float32 of its shape. `weight`: its values, hidden ones included."""
         if self.criterion == "random":
             return tensor_seed(self.seed, it.weight.name).random(tuple(weight.shape), np.float32)
-        scores = weight.abs().float()
+        scores = weight.abs().float()  # its own memory: changed below
         if it.sums is not None:
-            scores = scores * it.sums
-            norm = float(scores.double().square().sum().sqrt())
-            scores = scores / norm if norm > 0 else scores
-        if not bool(scores.isfinite().all()):
+            scores.mul_(it.sums)
+        norm = float(torch.linalg.vector_norm(scores, dtype=torch.float64))
+        if not math.isfinite(norm):
             raise NonFiniteError(
                 f"{it.weight.name!r} or its gradients hold NaN or infinity at step {self._taken}: training diverged; "
                 "go back to an earlier state and lower the learning rate"
             )
+        if it.sums is not None and norm > 0:
+            scores.div_(norm)
         return scores.cpu().contiguous().numpy()
 
     def _groups(self) -> list[list[int]]:
