@@ -24,6 +24,7 @@ docs: $(VENV)/.test
 	$(BIN)/python docs/draw_file.py
 	$(BIN)/python docs/draw_methods.py
 	$(BIN)/python docs/draw_fronts.py
+	$(BIN)/python docs/draw_pruning.py
 	$(BIN)/python docs/generate_results.py
 
 clean:

@@ -72,6 +72,14 @@ def test_one_ranking_or_one_for_each_group_by_hand():
     assert ranks(first, second, sparsity=0.5, least=0.25) == [[[1, 1, 1, 0]], [[1, 0, 0, 0]]]
 
 
+def test_what_one_tensor_gets_outright_may_leave_the_next_too_little():
+    dear, cheap, cheapest = [[9] * 4], [[5] * 4], [[1] * 4]
+    masks = ranks(dear, cheap, cheapest, sparsity=0.5, least=0.5)
+    assert [sum(mask[0]) for mask in masks] == [2, 2, 2]
+    masks = ranks(dear, cheap, cheapest, sparsity=0.5, least=0.25)
+    assert [sum(mask[0]) for mask in masks] == [4, 1, 1]
+
+
 def test_runs_go_the_least_first_and_never_more_than_the_pattern_says():
     scores = [[1, 2, 3, 4, 50, 60, 70, 80]]
     two_of_four = Pattern(2, 4)
