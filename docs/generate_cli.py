@@ -20,7 +20,8 @@ HEAD = """\
 
 <!-- Made by docs/generate_cli.py from the program itself. Edit that or src/codeword/cli.py, not this page. -->
 
-Results go to stdout, progress and errors to stderr; progress is shown on a terminal only. With `--json` every verb
+Results go to stdout, progress and errors to stderr; progress is shown on a terminal only, but for a line after each
+epoch of training. With `--json` every verb
 prints one JSON object on stdout and nothing else, an error as `{"error": ..., "type": ..., "exit_code": ...}`. Output
 files are written whole or not at all: after an error what was there before is untouched.
 """

@@ -25,6 +25,7 @@ PUBLIC = [
     "CodewordError",
     "Compressed",
     "DensityKMeans",
+    "Finetune",
     "KMeans",
     "Keep",
     "KernelTemplates",

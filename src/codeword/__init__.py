@@ -21,6 +21,7 @@ from codeword.api import (
 )
 from codeword.artifact import Artifact
 from codeword.errors import CodewordError
+from codeword.finetune import Finetune
 from codeword.methods import (
     Birch,
     DensityKMeans,
@@ -44,6 +45,7 @@ __all__ = [
     "CodewordError",
     "Compressed",
     "DensityKMeans",
+    "Finetune",
     "KMeans",
     "Keep",
     "KernelTemplates",

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score
 from codeword.execute import Progress, run
 from codeword.expr import FLOATS, Raw
-from codeword.methods import Keep, Method
+from codeword.finetune import Finetune, History
+from codeword.methods import Keep, Method, Prune
+from codeword.methods.prune import Then
 from codeword.plan import Plan, parse_method, select
 from codeword.safetensors_file import write_safetensors
 from codeword.sources import Source, open_source
@@ -47,10 +50,21 @@ class Compressed:
     """A net that was compressed: the artifact, and how it came about."""
 
     artifact: Artifact
-    plan: Plan  # of this very artifact: compressing by it again gives the same bytes
+    plan: Plan  # of this very artifact, or of what was trained from: compressing by it again gives the same bytes
     kept: dict[str, str]  # tensor -> why it was kept losslessly
     target_nbytes: int | None  # what the target meant in bytes; None if a plan was run
     missed: str | None  # what to tell the user if the target was missed
+    histories: tuple[History, ...] = ()  # of training, stage by stage
+
+    def trained(self, artifact: Artifact, histories: tuple[History, ...]) -> Compressed:
+        """The same after training, which may have changed the file's size."""
+        missed = None
+        if self.target_nbytes is not None and self.plan.target is not None:
+            least = (1 - allocate.TOLERANCE) * self.target_nbytes
+            if not least <= artifact.nbytes <= self.target_nbytes:
+                wanted = Target.parse(self.plan.target)
+                missed = _missed(wanted, self.target_nbytes, artifact, "file that training left")
+        return replace(self, artifact=artifact, histories=histories, missed=missed)
 
 
 def fit(
@@ -63,66 +77,74 @@ def fit(
     method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    finetune: Finetune | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    validation: Iterable[Any] | Dataset | str | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
     seed: int = 0,
     workers: int = 1,
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> Compressed:
     """Compress a net and tell how; the arguments are those of `compress`."""
     source = open_source(model)
     if type(seed) is not int or seed < 0:
         raise PlanError(f"seed must be a whole number >= 0, got {seed!r}")
-    if isinstance(data, str):
-        data = load_data(data)
+    if method is not None and (target is not None or plan is not None):
+        raise PlanError("give method alone: a target chooses methods by itself, and a plan names its own")
+    if plan is not None and target is not None:
+        raise PlanError("give target or plan, not both: a plan says all that a target would decide")
+    data, validation = (load_data(it) if isinstance(it, str) else it for it in (data, validation))
     if data is not None:
-        if importance is not None:
+        if importance is not None and finetune is None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
         if not hasattr(model, "named_modules"):
             raise PlanError(f"data needs a model to run; {source.location} is only weights: pass the torch module")
-        importance = importance_from_data(model, data)
-    weights = check_importance(dict(importance), source.infos) if importance is not None else None
-    lossy = select(source.infos, include, exclude)
-    chosen = "chosen by the plan"
+        if finetune is None:
+            importance = importance_from_data(model, data)
+    job = _Job(
+        target=target,
+        plan=plan,
+        method=parse_method(method) if isinstance(method, str) else method,
+        importance=check_importance(dict(importance), source.infos) if importance is not None else None,
+        include=include,
+        exclude=exclude,
+        seed=seed,
+        workers=workers,
+        keep_nonfinite=keep_nonfinite,
+        metadata=metadata,
+        progress=progress,
+    )
+    if finetune is None:
+        if loss is not None or validation is not None or checkpoint is not None or resume:
+            raise PlanError("loss, validation, checkpoint and resume are for training; give finetune=Finetune(...) too")
+        return job.run(source)
+    if data is None:
+        raise PlanError("finetune needs data to train on: give data=, a Dataset, the name of one or a loader")
+    from codeword.train.pipeline import finetune as train
 
-    def execute(methods: Mapping[str, Method]) -> Artifact:
-        return run(
-            source,
-            methods,
-            seed=seed,
-            workers=workers,
-            importance=weights,
-            keep_nonfinite=keep_nonfinite,
-            metadata=metadata,
-            progress=progress,
-        )
+    made: list[Compressed] = []
 
-    if method is not None:
-        if target is not None or plan is not None:
-            raise PlanError("give method alone: a target chooses methods by itself, and a plan names its own")
-        plan = _plan_of(parse_method(method) if isinstance(method, str) else method, source, lossy, seed)
-        chosen = "not a matrix or kernel"
-    if plan is not None:
-        if target is not None:
-            raise PlanError("give target or plan, not both: a plan says all that a target would decide")
-        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        seed = plan.seed
-        methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
-        if include or exclude:
-            plan = Plan.of(methods, source.infos, seed, plan.target)
-        artifact = execute(methods)
-        return Compressed(artifact, plan, _kept(source, methods, lossy, artifact, keep_nonfinite, chosen), None, None)
+    def compress_once(net: torch.nn.Module, zeros: frozenset[str]) -> Artifact:
+        made.append(job.run(open_source(net), zeros))
+        return made[-1].artifact
 
-    wanted = Target.parse(DEFAULT_TARGET if target is None else target)
-    own = [info for info in source.infos if info.tied_to is None]
-    budget = wanted.nbytes(sum(info.dense_nbytes for info in own), sum(info.size for info in own))
-    curves = allocate.curves(source, lossy, importance=weights, keep_nonfinite=keep_nonfinite, progress=progress)
-    found = allocate.fit(curves, budget, execute)
-    made = Plan.of(found.methods, source.infos, seed, wanted.text)
-    lossless = all(method == Keep() for method in found.methods.values())
-    missed = None if found.reached else _missed(wanted, budget, found.artifact, lossless)
-    kept = _kept(source, found.methods, lossy, found.artifact, keep_nonfinite, "not worth an error at this target")
-    return Compressed(found.artifact, made, kept, budget, missed)
+    found = train(
+        model,
+        data,
+        finetune,
+        compress_once,
+        loss=loss,
+        validation=validation,
+        checkpoint=None if checkpoint is None else FilePath(checkpoint),
+        resume=resume,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    return made[-1].trained(found.artifact, found.histories)
 
 
 def compress(
@@ -135,11 +157,17 @@ def compress(
     method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    finetune: Finetune | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    validation: Iterable[Any] | Dataset | str | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
     seed: int = 0,
     workers: int = 1,
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> Artifact:
     """Compress a net to a target, or by a plan.
 
@@ -151,8 +179,13 @@ def compress(
     exclude: globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same
     bytes with any number of workers.
 
+    finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
+    nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what
+    is scored after each epoch, instead of a part of a Dataset that is held out. checkpoint: a folder for the state
+    after each epoch; resume: go on from there. on_epoch: told of each epoch.
+
     Warns with TargetMissed if the nearest file is not within 2 % below the target. Raises SourceError, PlanError,
-    TargetError, DataError.
+    TargetError, DataError; with finetune also MismatchError and TrainingError.
     """
     result = fit(
         model,
@@ -163,11 +196,17 @@ def compress(
         method=method,
         include=include,
         exclude=exclude,
+        finetune=finetune,
+        loss=loss,
+        validation=validation,
+        checkpoint=checkpoint,
+        resume=resume,
         seed=seed,
         workers=workers,
         keep_nonfinite=keep_nonfinite,
         metadata=metadata,
         progress=progress,
+        on_epoch=on_epoch,
     )
     if result.missed is not None:
         warnings.warn(result.missed, TargetMissed, stacklevel=2)
@@ -231,6 +270,91 @@ def evaluate(
     return score(net, dataset, batch_size=batch_size, mean=mean, std=std)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What to make of a source in one go, without training."""
+
+    target: str | float | None
+    plan: Plan | Path | None
+    method: Method | None
+    importance: dict[str, np.ndarray] | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    seed: int
+    workers: int
+    keep_nonfinite: bool
+    metadata: Mapping[str, str] | None
+    progress: Progress | None
+
+    def run(self, source: Source, zeros: frozenset[str] = frozenset()) -> Compressed:
+        """Compress it. zeros: tensors whose zeros stay zero."""
+        lossy = select(source.infos, self.include, self.exclude)
+        plan, chosen = self.plan, "chosen by the plan"
+        if self.method is not None:
+            plan = _plan_of(self.method, source, lossy, self.seed)
+            chosen = "not a matrix or kernel"
+        if plan is not None:
+            plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+            methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
+            methods = {name: _with_zeros(m) if name in zeros else m for name, m in methods.items()}
+            if self.include or self.exclude or zeros:
+                plan = Plan.of(methods, source.infos, plan.seed, plan.target)
+            artifact = self._execute(source, methods, plan.seed)
+            kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
+            return Compressed(artifact, plan, kept, None, None)
+
+        wanted = Target.parse(DEFAULT_TARGET if self.target is None else self.target)
+        own = [info for info in source.infos if info.tied_to is None]
+        budget = wanted.nbytes(sum(info.dense_nbytes for info in own), sum(info.size for info in own))
+        curves = allocate.curves(
+            source,
+            lossy,
+            importance=self.importance,
+            keep_nonfinite=self.keep_nonfinite,
+            progress=self.progress,
+        )
+        curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
+        found = allocate.fit(curves, budget, lambda methods: self._execute(source, methods, self.seed))
+        made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
+        lossless = all(method == Keep() for method in found.methods.values())
+        below = "lossless file" if lossless else "nearest file below it"
+        what = "smallest file there is" if found.artifact.nbytes > budget else below
+        missed = None if found.reached else _missed(wanted, budget, found.artifact, what)
+        why = "not worth an error at this target"
+        kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
+        return Compressed(found.artifact, made, kept, budget, missed)
+
+    def _execute(self, source: Source, methods: Mapping[str, Method], seed: int) -> Artifact:
+        return run(
+            source,
+            methods,
+            seed=seed,
+            workers=self.workers,
+            importance=self.importance,
+            keep_nonfinite=self.keep_nonfinite,
+            metadata=self.metadata,
+            progress=self.progress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _ZerosStay:
+    """The curve of a pruned tensor: its zeros are no matter of lambda."""
+
+    curve: allocate.Curve
+
+    def at(self, lam: float) -> allocate.Point:
+        """The point of the weights that are there."""
+        point = self.curve.at(lam)
+        return point._replace(method=_with_zeros(point.method))
+
+
+def _with_zeros(method: Method) -> Method:
+    """The method for a tensor whose zeros stay zero."""
+    wraps = isinstance(method, get_args(Then)) and not isinstance(method, Keep)
+    return Prune(then=cast(Then, method)) if wraps else method
+
+
 def _plan_of(method: Method, source: Source, lossy: set[str], seed: int) -> Plan:
     """One method for the tensors worth clustering: those of two dimensions and more."""
     chosen: dict[str, Method] = {
@@ -247,14 +371,10 @@ def _opened(file: Artifact | Path) -> Artifact:
     return file if isinstance(file, Artifact) else Artifact.open(file)
 
 
-def _missed(target: Target, budget: int, artifact: Artifact, lossless: bool) -> str:
+def _missed(target: Target, budget: int, artifact: Artifact, what: str) -> str:
     off = f", {artifact.nbytes / budget - 1:+.1%}"
-    if artifact.nbytes > budget:
-        word = "smallest file there is"
-    else:
-        word = "lossless file" if lossless else "nearest file below it"
     return (
-        f"target {target.text} is {budget} bytes; the {word} has {artifact.nbytes} bytes ({artifact.ratio:.2f}x{off})"
+        f"target {target.text} is {budget} bytes; the {what} has {artifact.nbytes} bytes ({artifact.ratio:.2f}x{off})"
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +20,7 @@ from codeword.atomic import make_folder
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
+from codeword.finetune import Finetune, History
 from codeword.plan import METHODS
 from codeword.sources import files_of, open_source
 
@@ -65,6 +69,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes:\n\n" + "\n\n".join(f"- {code} {meaning}" for code, meaning in EXIT_CODES.items()),
 )
+
+_DEFAULT = Finetune()
 
 # The arguments that more than one verb takes.
 File = Annotated[Path, typer.Argument(help="A .cw file.", metavar="FILE")]
@@ -115,12 +121,40 @@ def compress(
         bool, typer.Option("--keep-nonfinite", help="Keep tensors with NaN or infinity losslessly, do not refuse them.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to weigh errors by; needs --data.")
+        str | None,
+        typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to weigh errors by or to train; needs --data."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Images to weigh errors by, labels unused; needs --model.")
+        str | None,
+        typer.Option(metavar="SPEC", help="Images to weigh errors by, labels unused, or to train on; needs --model."),
     ] = None,
     limit: Limit = None,
+    finetune: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", min=1, help="Train the compressed net so long on --data.")
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(metavar="RATE", help="Of training, at its height.")
+    ] = _DEFAULT.learning_rate,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples a step.")] = _DEFAULT.batch_size,
+    distill: Annotated[
+        float, typer.Option(metavar="0..1", help="Share of the loss that is to give the uncompressed net's outputs.")
+    ] = _DEFAULT.distill,
+    sparsity: Annotated[
+        float | None, typer.Option(metavar="0..1", help="Prune to this share of zeros first, for EPOCHS more.")
+    ] = None,
+    shift: Annotated[int, typer.Option(metavar="PIXELS", help="Move training images by up to so many.")] = 0,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Turn half of the training images round.")] = False,
+    held_out: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Examples to score after each epoch, not to train on; 5,000 or a tenth."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the state after each epoch there; else in OUT.training until done."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped, after its last whole epoch.")
+    ] = False,
     report_to: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Write report.json, .md and .png there.")
     ] = None,
@@ -131,12 +165,32 @@ def compress(
     Example: `codeword compress model.safetensors -o model.cw --target 30x`
 
     Example: `codeword compress model.safetensors -o model.cw --method kmeans:n_clusters=16`
+
+    Example: `codeword compress model.safetensors -o model.cw --target 30x --model codeword.zoo:lenet5 --data
+    mnist:train --finetune 10`
     """
     with reported(as_json):
+        training = {
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "distill": distill,
+            "sparsity": sparsity,
+            "shift": shift,
+            "mirror": mirror,
+            "held_out": held_out,
+        }
+        if finetune is None:
+            given = [name.replace("_", "-") for name, value in training.items() if value != getattr(_DEFAULT, name)]
+            given += ["checkpoint"] * (checkpoint is not None) + ["resume"] * resume
+            if given:
+                raise typer.BadParameter(f"--{given[0]} is about training; give --finetune EPOCHS too")
+        elif model is None:
+            raise typer.BadParameter("--finetune trains a net on data: give --model and --data")
         if (model is None) != (data is None):
             raise typer.BadParameter("--model and --data go together: give both or neither")
         if limit is not None and data is None:
             raise typer.BadParameter("--limit is about --data, which is not given")
+        options = None if finetune is None else Finetune(epochs=finetune, seed=seed, **training)
         start = time.perf_counter()
         original = open_source(source)
         console.check_writable(out, *files_of(original), plan)
@@ -146,27 +200,40 @@ def compress(
         if report_to is not None:
             make_folder(report_to)
             report.need_pictures()
-        importance = None
+        net: Any = original
+        rest: dict[str, Any] = {}
         if model is not None and data is not None:
-            from codeword.nets import weigh
+            from codeword.nets import load_net, weigh
 
-            with console.working("weighing errors"):
-                importance = weigh(model, original, load_data(data, limit=limit))
+            dataset = load_data(data, limit=limit)
+            if options is None:
+                with console.working("weighing errors"):
+                    rest["importance"] = weigh(model, original, dataset)
+            else:
+                net = load_net(model, original)
+                rest = {"data": dataset, "finetune": options, "resume": resume}
+                rest["checkpoint"] = checkpoint or out.with_name(f"{out.name}.training")
         passes = ("coding",) if plan is not None or method is not None else ("measuring weights", "coding")
         with console.progress(passes) as progress:
+            if options is not None:
+                rest["on_epoch"] = _epochs(progress, as_json=as_json)
             made = api.fit(
-                original,
+                net,
                 target,
                 plan=plan,
                 method=method,
-                importance=importance,
                 include=include or (),
                 exclude=exclude or (),
                 seed=seed,
                 workers=workers,
                 keep_nonfinite=keep_nonfinite,
                 progress=progress,
+                **rest,
             )
+            if options is not None:
+                if int(os.environ.get("RANK", "0")):
+                    return  # of the processes that torchrun starts the first one writes
+                original = open_source(net)  # names and dtypes are those of the net that was trained
             made.artifact.save(out)
             if save_plan is not None:
                 made.plan.save(save_plan)
@@ -183,7 +250,10 @@ def compress(
                         original=original,
                         kept=made.kept,
                         plan=made.plan.to_dict(),
+                        training=made.histories,
                     )
+            if options is not None and checkpoint is None:
+                _remove_states(rest["checkpoint"])
         facts |= {
             "verified": not differences,
             "differences": msgspec.to_builtins(differences),
@@ -216,7 +286,31 @@ def _compressed(source: Path, out: Path, artifact: Artifact, made: api.Compresse
         "target": made.plan.target,
         "target_nbytes": made.target_nbytes,
         "missed": made.missed,
-    }
+    } | ({"training": msgspec.to_builtins(made.histories)} if made.histories else {})
+
+
+def _epochs(progress: console.Watch, *, as_json: bool) -> Callable[[History], None]:
+    """Tells of each epoch in a line, and of the stages by what the bar says."""
+    stages: set[str] = set()
+
+    def on_epoch(history: History) -> None:
+        if not as_json:
+            progress.line(show.epoch(history))
+        if history.stage not in stages:
+            progress.phase("pruning" if history.stage == "pruner" else "training")
+            stages.add(history.stage)
+        if history.last.epoch == history.epochs:
+            progress.phase("coding")
+
+    return on_epoch
+
+
+def _remove_states(folder: Path) -> None:
+    """Takes away the states of a run that is done, and their folder if nothing else is in it."""
+    for state in folder.glob("*.safetensors"):
+        state.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @app.command()

@@ -87,9 +87,9 @@ def reported(as_json: bool) -> Iterator[None]:
         yield
     except CodewordError as error:
         fail(str(error), type(error).__name__, error.exit_code, as_json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # What was being written is removed, what was there before stays (codeword.atomic).
-        fail("interrupted", "KeyboardInterrupt", 130, as_json)
+        fail(str(error) or "interrupted", "KeyboardInterrupt", 130, as_json)
 
 
 def fail(message: str, kind: str, code: int, as_json: bool) -> None:
@@ -112,6 +112,10 @@ class Watch(Protocol):
         """What is being done from now on; of unknown length until the next call."""
         ...
 
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
 
 class _Silent:
     def __call__(self, done: int, total: int, name: str) -> None:
@@ -119,6 +123,9 @@ class _Silent:
 
     def phase(self, text: str) -> None:
         del text
+
+    def line(self, text: str) -> None:
+        stderr().print(text)
 
 
 class _Bar:
@@ -138,8 +145,11 @@ class _Bar:
         self._progress.update(self._task, completed=done, tensor=name)
 
     def phase(self, text: str) -> None:
-        self._last = None
+        self._last, self._passes, self._made = None, [text], 0
         self._progress.reset(self._task, total=None, description=text, tensor="")
+
+    def line(self, text: str) -> None:
+        self._progress.console.print(text)
 
     def _next_pass(self, total: int) -> None:
         text = self._passes[min(self._made, len(self._passes) - 1)]

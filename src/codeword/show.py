@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from codeword import console
+from codeword.finetune import History
 from codeword.report import Report
 from codeword.report.words import by_reason, error_text, human_bytes, method_text, shape_text
 
@@ -24,12 +25,37 @@ def compressed(facts: Mapping[str, Any]) -> None:
         ("ratio", f"{facts['ratio']:.2f}x, {facts['bits_per_weight']:.3f} bits per weight"),
         ("tensors", f"{facts['compressed']} compressed, {len(facts['kept'])} kept losslessly{tied}"),
         *([("kept", "; ".join(groups))] if groups else []),
+        *(_trained(history) for history in facts.get("training", ())),
         ("verified", "NO: " + "; ".join(wrong) if wrong else "the written file was read back and compared"),
         ("seconds", f"{facts['seconds']:.1f}"),
     ]
     if "report" in facts:
         rows.append(("report", str(facts["report"]["md"])))
     console.facts(rows)
+
+
+def _trained(history: Mapping[str, Any]) -> tuple[str, str]:
+    kept, dense = history["done"][history["kept"]], history["dense"]
+    said = f"{history['epochs']} epochs, kept that of epoch {history['kept']}"
+    if kept["held_out_top1"] is not None:
+        said += f": top-1 {kept['held_out_top1']:.2f} % of {history['held_out']:,} held out"
+        said += "" if dense is None else f", uncompressed {dense['held_out_top1']:.2f} %"
+    return "pruned" if history["stage"] == "pruner" else "trained", said
+
+
+def epoch(history: History) -> str:
+    """The newest epoch in a line."""
+    last, dense = history.last, history.dense
+    stage = "pruning " if history.stage == "pruner" else ""
+    words = [f"{stage}epoch {last.epoch}/{history.epochs}" if last.epoch else f"{stage}before"]
+    words += [] if last.loss is None else [f"loss {last.loss:.4f}"]
+    if last.held_out_top1 is not None:
+        beside = "" if dense is None else f" (uncompressed {dense.held_out_top1:.2f} %)"
+        words.append(f"held out {last.held_out_top1:.2f} %{beside}")
+    elif last.held_out_loss is not None:
+        beside = "" if dense is None else f" (uncompressed {dense.held_out_loss:.4f})"
+        words.append(f"held out {last.held_out_loss:.4f}{beside}")
+    return "  ".join([*words, f"{last.seconds:.1f} s"])
 
 
 def inspected(found: Report, *, compared: bool) -> None:

@@ -6,6 +6,7 @@ import os
 
 import tomli_w
 
+from codeword.finetune import History
 from codeword.report.measure import Report
 from codeword.report.page import Accuracy, Page
 from codeword.report.words import by_reason, error_text, human_bytes, method_text, shape_text
@@ -22,11 +23,14 @@ def markdown(page: Page, *, picture: str | None = None) -> str:
         )
     parts += ["## Tensors", _tensors(page.measured), _legend(page)]
     parts += ["## Kept losslessly", _kept(page)]
+    if page.training:
+        parts += ["## Training", *map(_training, page.training)]
     if page.plan is not None:
         # Folded: a plan names every tensor, and a deep net has hundreds.
         parts += [
             "## Plan",
-            "`codeword compress IN --plan plan.toml`, with this as `plan.toml`, makes the same file of the same net.",
+            "`codeword compress IN --plan plan.toml`, with this as `plan.toml`, makes "
+            + ("what was trained from." if page.training else "the same file of the same net."),
             f"<details>\n<summary>plan.toml</summary>\n\n```toml\n{tomli_w.dumps(page.plan).strip()}\n```\n\n</details>",
         ]
     return "\n\n".join(parts) + "\n"
@@ -51,6 +55,26 @@ def _accuracy(accuracy: Accuracy) -> str:
     lines += [f"| {name} | {before:.2f} | {after:.2f} | {drop:+.2f} |" for name, before, after, drop in rows]
     same = "" if accuracy.agreement is None else f" The two nets agree on {accuracy.agreement:.2f} % of them."
     return "\n".join(lines) + f"\n\nMeasured on the same {accuracy.n:,} examples of `{accuracy.data}`.{same}"
+
+
+def _training(history: History) -> str:
+    """A stage epoch by epoch, the one that was kept in bold."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    lines = [
+        f"The {history.stage}, {history.held_out:,} examples held out:\n",
+        "| epoch | loss | held out: loss | held out: top-1 (%) | learning rate | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    dense = [] if history.dense is None else [("uncompressed", history.dense)]
+    for name, it in [*dense, *((str(it.epoch), it) for it in history.done)]:
+        name = f"**{name}**" if name == str(history.kept) else name
+        rest = cell(it.learning_rate, ".2g"), cell(it.seconds, ".1f")
+        scores = cell(it.loss, ".4f"), cell(it.held_out_loss, ".4f"), cell(it.held_out_top1, ".2f")
+        lines.append(f"| {name} | {' | '.join((*scores, *rest))} |")
+    return "\n".join(lines)
 
 
 def _tensors(report: Report) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 from codeword.artifact import Artifact
 from codeword.atomic import make_folder, replacing
 from codeword.errors import MissingDependencyError
+from codeword.finetune import History
 from codeword.report.measure import Report
 from codeword.sources import Source
 
@@ -42,6 +43,7 @@ class Page(msgspec.Struct, frozen=True):
     kept: dict[str, str]  # tensor -> why it was stored losslessly
     accuracy: Accuracy | None = None
     plan: dict[str, Any] | None = None
+    training: list[History] = []
 
 
 def write_report(
@@ -54,12 +56,14 @@ def write_report(
     kept: Mapping[str, str] | None = None,
     accuracy: Accuracy | None = None,
     plan: Mapping[str, Any] | None = None,
+    training: Sequence[History] = (),
     picture: bool = True,
 ) -> dict[str, Path]:
     """Write report.json, report.md and report.png into `folder`, made if need be; returns {"json": path, ...}.
 
     report: what `inspect` measured on `artifact`, which should be the file on disk, opened. file: what to call it.
-    original: the net before, for the histogram. plan: `Plan.to_dict()`. picture: False leaves report.png out.
+    original: the net before, for the histogram. plan: `Plan.to_dict()`. training: what
+    its stages recorded. picture: False leaves report.png out.
 
     All three are made before the first is written, and each replaces an older one whole. Raises WriteError,
     MissingDependencyError if the picture needs matplotlib and there is none.
@@ -71,6 +75,7 @@ def write_report(
         kept=dict(kept or {}),
         accuracy=accuracy,
         plan=None if plan is None else dict(plan),
+        training=list(training),
     )
     contents = {JSON: msgspec.json.format(msgspec.json.encode(page), indent=2) + b"\n"}
     if picture:

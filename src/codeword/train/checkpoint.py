@@ -58,8 +58,8 @@ def check_same_run(path: Path, saved: dict[str, Any], mine: dict[str, Any]) -> N
     ]
     if different:
         raise MismatchError(
-            f"{path} is of another run: {'; '.join(different)}. Resume with what it was started with, or name another "
-            "folder"
+            f"{path} is of another run: {'; '.join(different)}. Resume with what it was started with, name another "
+            "folder, or remove what is there"
         )
 
 

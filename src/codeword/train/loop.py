@@ -14,7 +14,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -63,7 +63,7 @@ class Stage(Protocol):
         """What neither the net's state dict nor the optimizer's holds."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         ...
 
@@ -87,8 +87,8 @@ def train(
     data: a Dataset, or batches (x, y) that can be gone through again and again; of x alone if options.distill is 1.
     teacher: the uncompressed net, to learn from and to compare with. loss: (output, target) -> scalar. validation:
     what is scored after each epoch; without it, a part of a Dataset that `options.held_out` holds back. checkpoint: a
-    folder for the state after each epoch; resume: go on from there. progress: told of steps; on_epoch: of each epoch,
-    number 0 before the first. All processes of an initialised group must call this; the first alone writes.
+    folder for the state after each epoch; resume: go on from there. progress: told of steps; on_epoch: of where it
+    starts from and of each epoch. All processes of an initialised group must call this; the first alone writes.
 
     Raises TrainingError at a loss that is no number, net and stage being put back to the start of that epoch; DataError
     for data that do not fit; MismatchError if the folder's state is of another run; PlanError if it holds one and
@@ -103,26 +103,28 @@ def train(
         data, validation = hold_out(data, options)
     batches = open_batches(data, options, device, process)
     scored = None if validation is None else open_batches(validation, Finetune(), device, process)
-    path = None if checkpoint is None else Path(checkpoint) / f"{type(stage).__name__.lower()}.safetensors"
+    path = None if checkpoint is None else state_path(checkpoint, type(stage))
+    if path is not None and not resume:
+        check_unused([path], process)
     run = _Run(net, stage, batches, scored, options, objective, device, process)
-    with _own_randomness():
-        run.start(path, teacher, resume=resume)
-        if on_epoch is not None and len(run.history.done) == 1:
+    with _own_randomness(device):
+        run.start(path, teacher)
+        if on_epoch is not None:
             on_epoch(run.history)
         while len(run.history.done) <= options.epochs:
             epoch = len(run.history.done)
             try:
                 run.epoch(epoch, progress)
+                run.save(path)
+                if on_epoch is not None:
+                    on_epoch(run.history)
             except KeyboardInterrupt:
                 if path is None:
                     raise
                 raise KeyboardInterrupt(
-                    f"interrupted in epoch {epoch} of {options.epochs}; the state after epoch {epoch - 1} is in "
+                    f"interrupted in epoch {epoch} of {options.epochs}; the state after the last whole epoch is in "
                     f"{path.parent}: go on from there with resume=True (--resume)"
                 ) from None
-            run.save(path)
-            if on_epoch is not None:
-                on_epoch(run.history)
         run.finish()
     return run.history
 
@@ -138,8 +140,24 @@ def hold_out(data: Dataset, options: Finetune) -> tuple[Dataset, Dataset | None]
     return kept, Dataset(f"{data.name}, held out", data.x[held], data.y[held])
 
 
+def state_path(folder: Path | str, stage: type) -> Path:
+    """Where the state of such a stage is in a folder."""
+    return Path(folder) / f"{stage.__name__.lower()}.safetensors"
+
+
+def check_unused(paths: Iterable[Path], process: Process) -> None:
+    """Raises PlanError if there is a state already: what it cost must not be lost by mistake."""
+    found = [str(path) for path in paths if path.exists()]
+    # The first process's word: by the time another looks, the first may have written already.
+    if process.agree(bool(found)):
+        raise PlanError(
+            f"{' and '.join(found)} hold the state of a run; go on from there with resume=True (--resume), name "
+            "another folder, or remove what is there"
+        )
+
+
 class _Score(NamedTuple):
-    loss: float | None  # None where there are no labels
+    loss: float | None  # None where there are no labels, or where it is no number
     top1: float | None  # percent; None where the task is no classification
 
 
@@ -175,16 +193,10 @@ class _Run:
         self._best: dict[str, Any] | None = None
         self.history = History(type(stage).__name__.lower(), options.epochs, 0 if scored is None else len(scored))
 
-    def start(self, path: Path | None, teacher: nn.Module | None, *, resume: bool) -> None:
+    def start(self, path: Path | None, teacher: nn.Module | None) -> None:
         """The state of a folder, or that before the first epoch, which is scored and saved."""
         self._run_of = _fingerprint(self._options, self._state(), len(self._batches))
-        # The first process's word: by the time another looks, the first may have written already.
         if path is not None and self._process.agree(path.exists()):
-            if not resume:
-                raise PlanError(
-                    f"{path} holds the state of a run; go on from there with resume=True (--resume), or name another "
-                    "folder"
-                )
             self._load(path)
             return
         if path is not None and self._process.writes:
@@ -355,8 +367,8 @@ class _Run:
 
     def _check_finite(self, epoch: int, steps: int) -> None:
         """Raises _NotFinite if the last step left what the next would have stumbled over."""
-        for name, value in self._net.state_dict().items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        for name, value in self._net.named_parameters():
+            if value.requires_grad and not bool(torch.isfinite(value.detach()).all()):
                 raise _NotFinite(f"{name!r} holds NaN or infinity after epoch {epoch}, batch {steps - 1}")
 
     def _record(self, epoch: int, loss: float | None, rate: float | None, start: float) -> None:
@@ -386,7 +398,8 @@ class _Run:
         for module, training in modes:
             module.training = training
         loss, examples, right, judged = self._process.total(sums.to(self._device)).tolist()
-        return _Score(loss / examples if examples else None, 100 * right / judged if judged else None)
+        mean = loss / examples if examples else math.nan
+        return _Score(mean if math.isfinite(mean) else None, 100 * right / judged if judged else None)
 
     @torch.no_grad()
     def _reestimate(self) -> None:
@@ -516,11 +529,11 @@ def _fingerprint(options: Finetune, state: dict[str, Any], examples: int) -> dic
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def _own_randomness(device: torch.device) -> Iterator[None]:
     """Whatever is seeded inside, the caller's generators go on as if nothing had been drawn."""
     python, numpy_ = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python)

@@ -81,11 +81,18 @@ def parallel(net: nn.Module, process: Process) -> nn.Module:
     """The net, its gradients averaged over all processes where there are more than one."""
     if process.count == 1:
         return net
-    # Codes have no gradient and change alike everywhere; gloo and nccl cannot send unsigned integers of two bytes.
+    keep_codes_here(net)
     # Running statistics are averaged once an epoch instead of sent at each step.
+    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+
+
+def keep_codes_here(net: nn.Module) -> None:
+    """Have DistributedDataParallel around this very module leave integer buffers alone.
+
+    Codes change alike in all processes, and gloo and nccl cannot send unsigned integers of two bytes.
+    """
     whole = [name for name, buffer in net.named_buffers() if not buffer.is_floating_point()]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, whole)
-    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
 
 
 @torch.no_grad()

@@ -1,0 +1,111 @@
+"""From a trained net to a compressed one that was trained as such: prune if asked for, compress, tune.
+
+The net that comes in is not changed: what trains are copies, on the accelerator where there is one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from codeword.artifact import Artifact
+from codeword.data import Dataset
+from codeword.errors import PlanError
+from codeword.execute import Progress
+from codeword.finetune import Finetune, History
+from codeword.train.checks import check_model
+from codeword.train.loop import OnEpoch, check_unused, hold_out, state_path, train
+from codeword.train.losses import Loss, classify
+from codeword.train.processes import best_device, group
+from codeword.train.prune import Pruner
+from codeword.train.tune import Tuner
+
+_RAMP = 0.6  # of pruning's steps, in which weights go; the rest is to recover with masks that stay
+
+
+class Finetuned(NamedTuple):
+    """What came of it."""
+
+    artifact: Artifact
+    histories: tuple[History, ...]  # of pruning, if there was any, and of tuning
+
+
+def finetune(
+    model: nn.Module,
+    data: Dataset | Iterable[Any],
+    options: Finetune,
+    compress: Callable[[nn.Module, frozenset[str]], Artifact],
+    *,
+    loss: Loss | None = None,
+    validation: Dataset | Iterable[Any] | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Finetuned:
+    """Prune by training if `options` say so, compress, train what the file holds.
+
+    compress: (net, names of the tensors whose zeros must stay) -> the artifact to start from. The rest is as for
+    `train`, whose errors these are; MismatchError if the model's weights are not what would train.
+    """
+    check_model(model)
+    if validation is None and isinstance(data, Dataset):
+        data, validation = hold_out(data, options)
+    device = best_device()
+    with group(device) as process:
+        if checkpoint is not None and not resume:
+            check_unused([state_path(checkpoint, stage) for stage in (Pruner, Tuner)], process)
+        teacher = copy.deepcopy(model).to(device).requires_grad_(False)
+        net = copy.deepcopy(model).to(device).train()
+        rest: dict[str, Any] = {
+            "teacher": teacher,
+            "loss": loss or classify,
+            "validation": validation,
+            "checkpoint": checkpoint,
+            "resume": True,  # a folder that must not be used was refused above
+            "progress": progress,
+            "on_epoch": on_epoch,
+        }
+        histories: list[History] = []
+        zeros: frozenset[str] = frozenset()
+        if options.sparsity is not None:
+            pruning = msgspec.structs.replace(options, epochs=options.prune_epochs or options.epochs, keep="last")
+            pruner = Pruner(options.sparsity, steps=_ramp(data, pruning), seed=options.seed)
+            with _counters_of(model, net):
+                histories.append(train(pruner.prepare(net), pruner, data, pruning, **rest))
+            zeros = frozenset(pruner.masks)
+        tuner = Tuner(compress(net, zeros), reassign_every=options.reassign_every)
+        tuned = tuner.prepare(net.train())
+        with _counters_of(model, tuned):
+            histories.append(train(tuned, tuner, data, options, **rest))
+        return Finetuned(tuner.finalize(), tuple(histories))
+
+
+def _ramp(data: Dataset | Iterable[Any], options: Finetune) -> int:
+    """Steps in which weights are pruned. Raises PlanError for a loader that does not say how long it is."""
+    if isinstance(data, Dataset):
+        steps = max(len(data) // options.batch_size, 1)
+    else:
+        try:
+            steps = len(data)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise PlanError("pruning along a ramp needs data with a length; give the loader a __len__") from error
+    return max(round(_RAMP * options.epochs * steps), 1)
+
+
+@contextmanager
+def _counters_of(model: nn.Module, net: nn.Module) -> Iterator[None]:
+    """Afterwards the net's integer buffers are the model's again: batches that norms have counted are no weights."""
+    yield
+    state: Mapping[str, Tensor] = model.state_dict()
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            if name in state and not buffer.is_floating_point():
+                buffer.copy_(state[name])
