@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import codeword
 from codeword.artifact import Artifact
-from codeword.expr import decode, leaves, with_leaves
+from codeword.errors import MismatchError, PlanError
+from codeword.expr import Affine, Lookup, decode, leaves, lookups, with_leaves
 from codeword.methods import (
     Birch,
     DensityKMeans,
@@ -31,6 +32,7 @@ from codeword.methods import (
 )
 from codeword.nn import CodedModule, TorchExpr
 from codeword.train import Tuner
+from codeword.train import leaves as train_leaves
 
 ALONE: list[Any] = [
     KMeans(8),
@@ -54,7 +56,7 @@ ALONE: list[Any] = [
 ]
 PRUNED = [Prune(0.6, then=method) for method in (Keep(), *ALONE)]
 METHODS = [*ALONE, *PRUNED, Keep(mantissa_bits=5)]
-ADAM = {"lr": 3e-3, "weight_decay": 0.1}
+ADAM = {"lr": 3e-2, "weight_decay": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -280,3 +282,301 @@ def test_a_state_goes_on_to_the_same_bytes(method: Any, tmp_path: Any):
             tuner.load_state_dict(saved[0])
         steps(tuner, net, optimizer, range(4, 8))
         assert payload(tuner.finalize(), tmp_path) == expected
+
+
+@pytest.mark.parametrize("method", [RateAware(0.02), KMeans(16), ProductQuantization(2, 64), RowScaled(8)], ids=repr)
+def test_new_codes_take_no_more_bytes(method: Any):
+    model = made()
+    artifact = codeword.compress(model, method=method)
+    tuner = Tuner(artifact, reassign_every=1, start="decoded")
+    net: Any = tuner.prepare(model)
+    with torch.no_grad():  # as if training had moved everything
+        for twin in (net.conv.expr, net.head.expr):
+            twin.shadow += 0.5 * twin.shadow.std() * torch.randn(twin.shape, generator=torch.manual_seed(0))
+    before = [lookup.codes.copy() for lookup in lookups(net.conv.expr.to_expr())]
+    tuner.reassign()
+    after = [lookup.codes for lookup in lookups(net.conv.expr.to_expr())]
+    assert any(not np.array_equal(*pair) for pair in zip(before, after, strict=True))
+    assert tuner.finalize().nbytes <= artifact.nbytes
+
+
+def test_free_codes_are_the_nearest():
+    model = made()
+    tuner = Tuner(compressed(model, KMeans(5)), reassign_every=1, rate="free", start="decoded")
+    net: Any = tuner.prepare(model)
+    with torch.no_grad():
+        net.conv.expr.shadow.normal_()
+    tuner.reassign()
+    (lookup,) = lookups(net.conv.expr.to_expr())
+    target, words = net.conv.expr.followed().reshape(-1), lookup.codebook.reshape(-1)
+    assert np.array_equal(lookup.codes.reshape(-1), np.abs(target[:, None] - words).argmin(axis=1))
+
+
+def shared_net() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4)).eval()
+
+
+@pytest.mark.parametrize("method", [ProductQuantization(9, 12, shared="a"), KernelTemplates(6, shared="b")], ids=repr)
+@pytest.mark.parametrize("every", [None, 2])
+def test_shared_codebooks_are_one_parameter_and_one_stream(method: Any, every: int | None, tmp_path: Any):
+    model = shared_net()
+    artifact = codeword.compress(model, method=method, include=["0.weight", "2.weight"])
+    tuner = Tuner(artifact, reassign_every=every)
+    net: Any = tuner.prepare(model)
+    books = [net[at].expr.owner(path) for at in (0, 2) for path, _ in leaves(net[at].expr.to_expr()) if "book" in path]
+    assert len(books) == 2
+    assert getattr(*books[0]) is getattr(*books[1])
+    trained(tuner, net)
+    final = tuner.finalize()
+    lent = [leaf for entry in final.entries.values() for leaf in entry.leaves if leaf.lender is not None]
+    assert [leaf.path.endswith("codebook") for leaf in lent] == [True]
+    assert final.nbytes <= artifact.nbytes + 8
+    x, _ = batch()
+    assert torch.equal(net(x), codeword.swap(model, final)(x))
+
+
+def test_gradients_of_a_shared_codebook_are_of_all_its_tensors():
+    model = shared_net()
+    artifact = codeword.compress(model, method=ProductQuantization(9, 12, shared="a"), include=["0.weight", "2.weight"])
+    net: Any = Tuner(artifact, gradient="sum").prepare(model)
+    dense = copy.deepcopy(model)
+    dense.load_state_dict(codeword.state_dict(artifact))
+    x, y = batch()
+    for some in (net, dense):
+        F.cross_entropy(some(x), y).backward()
+    (path,) = (path for path, _ in leaves(net[0].expr.to_expr()) if path.endswith("codebook"))
+    owner, name = net[0].expr.owner(path)
+    expected = np.zeros((12, 9))
+    for at in (0, 2):
+        expr = net[at].expr.to_expr()
+        (lookup,) = lookups(expr)
+        step = decode(expr).reshape(-1)[0] / lookup.codebook[0, lookup.codes.reshape(-1)[0], 0]
+        grads = dense[at].weight.grad.numpy().reshape(-1, 9)  # pyright: ignore
+        np.add.at(expected, lookup.codes.reshape(-1), grads * step)
+    found = getattr(owner, name).grad.numpy()[0] * owner._units[name]
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_grids_that_are_equal_by_chance_train_apart():
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(3 * model[0].weight)
+    artifact = codeword.compress(model, method=RateAware(0.003, granularity="tensor"))
+    net: Any = Tuner(artifact).prepare(model)
+    owners = [net[at].expr.owner("inner.inner.codebook") for at in (0, 1)]
+    assert np.array_equal(*(next(lookups(net[at].expr.to_expr())).codebook for at in (0, 1)))
+    assert getattr(*owners[0]) is not getattr(*owners[1])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.head = nn.Linear(8, 30, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embedding(tokens))
+
+
+def test_tied_weights_stay_one():
+    model = Tied().eval()
+    artifact = codeword.compress(model, method=KMeans(8))
+    tuner = Tuner(artifact, reassign_every=1)
+    net = tuner.prepare(model)
+    assert net.get_submodule("embedding.expr") is net.get_submodule("head.expr")
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(2):
+        F.cross_entropy(net(torch.arange(30)), torch.arange(30)).backward()
+        optimizer.step()
+        tuner.step()
+    final = tuner.finalize()
+    assert [entry.tied_to for entry in final.entries.values()] == [None, "embedding.weight"]
+    assert torch.equal(net.eval()(torch.arange(5)), codeword.swap(model, final)(torch.arange(5)))
+
+
+def test_what_cannot_train_stays_as_the_file_has_it():
+    model = nn.ModuleDict(
+        {
+            "up": nn.ConvTranspose1d(4, 4, 3),
+            "frozen": nn.Linear(4, 4),
+            "linear": nn.Linear(4, 4),
+        }
+    ).eval()
+    model["frozen"].requires_grad_(False)
+    artifact = codeword.compress(model, method=KMeans(3))
+    tuner = Tuner(artifact, reassign_every=1)
+    net: Any = tuner.prepare(model)
+    assert tuner.fixed == {
+        "up.weight": "module type ConvTranspose1d has no coded form",
+        "frozen.weight": "requires_grad is False",
+        "frozen.bias": "requires_grad is False",
+    }
+    net.train()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.5)
+    x = torch.randn(3, 4, 5)
+    net["frozen"](net["linear"](net["up"](x).transpose(1, 2))).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+    optimizer.step()
+    tuner.step()
+    final = tuner.finalize()
+    for name in artifact:
+        assert np.array_equal(final.decode(name), artifact.decode(name)) == (name in tuner.fixed)
+
+
+def test_kinds_of_leaves_to_train():
+    model = made()
+    artifact = compressed(model, KernelTemplates(5, drop_offset=False))
+    net: Any = Tuner(artifact, train=("gain", "offset", "raw")).prepare(model)  # as Chen et al. train
+    names = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert names == {
+        "conv.expr.root.inner.inner.scale",
+        "conv.expr.root.inner.inner.offset",
+        "norm.weight",
+        "norm.bias",
+        "head.bias",
+    }
+    scaled: Any = Tuner(compressed(model, KMeans(4, granularity="row"))).prepare(model)
+    scale = scaled.conv.expr.owner("inner.scale")
+    assert not getattr(*scale).requires_grad  # float8, and a norm's gain follows
+    scaled = Tuner(compressed(model, RowScaled(4, scales="fitted"))).prepare(model)
+    paths = [path for path, _ in leaves(scaled.conv.expr.to_expr()) if path.endswith("scale")]
+    assert getattr(*scaled.conv.expr.owner(paths[0])).requires_grad  # bfloat16
+
+
+def test_small_steps_add_up_where_the_file_rounds():
+    model = made()
+    tuner = Tuner(compressed(model, KMeans(5, codebook_dtype="float16")))
+    net: Any = tuner.prepare(model).train()
+    bias, book = net.norm.bias, net.conv.expr.get_parameter("root.inner.codebook")
+    before = bias.detach().clone(), book.detach().clone()
+    for _ in range(1000):
+        with torch.no_grad():
+            bias += 1e-5
+            book += 1e-6
+        tuner.step()
+    assert torch.allclose(bias, before[0] + 1e-2, atol=0.02)
+    assert torch.allclose(book, before[1] + 1e-3, atol=3e-4)
+    assert torch.equal(book.half().float(), book)
+
+
+def test_whole_numbers_move_one_by_one():
+    lookup = Lookup(np.zeros((1, 2, 2), np.uint8), np.array([[[-3], [0], [1], [2]]], np.int8))
+    expr = Affine(lookup, np.full((1, 1, 1), 0.5, np.float32))
+    fine = train_leaves.finer(expr)
+    (found,) = lookups(fine)
+    assert found.codebook.reshape(-1).tolist() == [-96, 0, 32, 64]
+    assert np.array_equal(decode(fine), decode(expr))
+    back = train_leaves.coarser(fine)
+    assert next(lookups(back)).codebook.reshape(-1).tolist() == [-3, 0, 1, 2]
+    many = Lookup(np.zeros((1, 2, 2), np.uint8), np.arange(-90, 91, dtype=np.int8).reshape(1, -1, 1))
+    (found,) = lookups(train_leaves.finer(Affine(many, np.full((1, 1, 1), 0.5, np.float32))))
+    assert found.codebook.dtype == np.int16
+    assert np.diff(found.codebook.reshape(-1)).tolist() == [16] * 180
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [
+        (np.arange(1, 9) / 8, 2),
+        (np.ones(9), None),
+        (np.zeros(5), None),
+        (np.random.default_rng(0).normal(size=50), 23),
+        (round_mantissa(np.random.default_rng(0).normal(size=50).astype(np.float32), 5), 5),
+    ],
+)
+def test_mantissa_bits(values: np.ndarray, bits: int | None):
+    assert train_leaves.mantissa_bits(values) == bits
+
+
+@pytest.mark.parametrize("bits", [0, 2, 7, 22])
+def test_rounding_mantissas_is_that_of_the_method(bits: int):
+    patterns = np.random.default_rng(bits).integers(0, 2**32, 10000, dtype=np.uint32).view(np.float32)
+    values = patterns[np.isfinite(patterns)]
+    found = train_leaves.round_mantissa(torch.from_numpy(values), bits).numpy()
+    assert found.tobytes() == round_mantissa(values, bits).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision(dtype: torch.dtype):
+    model = made().to(dtype)
+    tuner = Tuner(codeword.compress(model, method=KMeans(6)), reassign_every=2)
+    net = tuner.prepare(model).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    x, y = batch()
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x.to(dtype)).float(), y).backward()
+        optimizer.step()
+        tuner.step()
+    final = tuner.finalize()
+    assert final.entries["norm.weight"].dtype == str(dtype).removeprefix("torch.")
+    assert torch.equal(net.eval()(x.to(dtype)), codeword.swap(model, final)(x.to(dtype)))
+
+
+def test_autocast_and_compile_without_a_break():
+    model = made()
+    tuner = Tuner(compressed(model, RateAware(0.05)), reassign_every=2)
+    net = tuner.prepare(model).train()
+    x, y = batch()
+
+    def run(some: Any) -> list[Tensor]:
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(some(x), y)
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+
+    plain = run(net)
+    traced = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for a, b in zip(plain, run(traced), strict=True):
+        assert torch.allclose(a, b, rtol=0.05, atol=1e-3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    tuner.step()
+    tuner.step()  # new codes
+    for a, b in zip(run(net), run(traced), strict=True):
+        assert torch.allclose(a, b, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"reassign_every": 0}, "reassign_every must be at least 1, got 0"),
+        ({"rate": "low"}, "rate must be of hold, free, got 'low'"),
+        ({"zeros": "none"}, "zeros must be of fixed, free"),
+        ({"gradient": 1}, "gradient must be of mean, sum, got 1"),
+        ({"pace": 0}, "pace must lie above 0 and up to 1, got 0"),
+        ({"start": "x"}, "start must be of model, decoded"),
+        ({"train": ("codebooks",)}, "train must be of codebook, step, scale, gain, offset, raw, got 'codebooks'"),
+    ],
+)
+def test_wrong_options(options: Any, says: str):
+    with pytest.raises(PlanError, match=says):
+        Tuner(compressed(made(), KMeans(3)), **options)
+
+
+def test_what_is_refused():
+    model = made()
+    artifact = compressed(model, KMeans(3))
+    tuner = Tuner(artifact)
+    for call in (tuner.step, tuner.finalize, tuner.state_dict):
+        with pytest.raises(PlanError, match=r"tuner.prepare\(model\) first"):
+            call()
+    with pytest.raises(MismatchError, match="do not fit"):
+        tuner.prepare(nn.Linear(3, 3))
+    with pytest.raises(MismatchError, match="none of the 5 parameters"):
+        tuner.prepare(made().requires_grad_(False))
+    with pytest.raises(MismatchError, match="nothing of this Net trains"):
+        Tuner(artifact, train=("gain",)).prepare(model)
+    tuner.prepare(model)
+    with pytest.raises(PlanError, match="eval mode"):
+        tuner.step()
+    other = Tuner(compressed(model, RateAware(0.1)))
+    other.prepare(model)
+    with pytest.raises(MismatchError, match="the state of another tuner"):
+        tuner.load_state_dict(other.state_dict())

@@ -57,7 +57,7 @@ class TorchExpr(nn.Module):
             if not values.is_floating_point():  # whole numbers without an Affine
                 values = values.to(torch.float32)
             values = _Round.apply(values, torch_dtype(self.rounded_to))
-        return values if self.shadow is None else _Followed.apply(values, self.shadow)
+        return values if self.shadow is None else _Followed.apply(values, self.shadow, self._shadow_share)
 
     def free(self, path: str, unit: float, share: np.ndarray | None) -> nn.Parameter:
         """Makes a leaf, by its path in the expression, what trains: the parameter is the leaf times unit.
@@ -77,13 +77,19 @@ class TorchExpr(nn.Module):
             raise MismatchError(f"the expression has no leaf {path!r}")
         return node, name
 
-    def follow(self, target: Tensor) -> nn.Parameter:
-        """Gives the twin a shadow: a dense float32 parameter, at target, that takes the gradient of the whole tensor.
+    def follow(self, target: Tensor, unit: float = 1.0, pace: float = 1.0) -> None:
+        """Gives the twin a shadow: a dense float32 parameter that begins at target and takes the tensor's gradient.
 
-        It has no part in what `twin()` returns: it remembers where each weight would be if it shared nothing.
+        It has no part in what `twin()` returns: it remembers where each weight would be if it shared nothing. unit: of
+        the steps of an optimizer whose steps are of one length, over those of the shadow. pace: by which both those
+        and steps along the gradient are shortened.
         """
-        self.shadow = nn.Parameter(target.detach().to(torch.float32).reshape(self.shape).clone())
-        return self.shadow
+        self._shadow_unit, self._shadow_share = unit / pace, unit
+        self.shadow = nn.Parameter(target.detach().to(torch.float32).reshape(self.shape) * self._shadow_unit)
+
+    def followed(self) -> np.ndarray | None:
+        """Where weights would be if they shared nothing, float32; None without a shadow."""
+        return None if self.shadow is None else self.shadow.detach().cpu().numpy() / np.float32(self._shadow_unit)
 
     def to_expr(self) -> Expr:
         """The expression as it is now; it decodes to the bits of `twin()` before rounding to the tensor's dtype.
@@ -120,17 +126,17 @@ class _Round(torch.autograd.Function):
 
 
 class _Followed(torch.autograd.Function):
-    """The values; their gradient goes to the shadow too."""
+    """The values; a share of their gradient goes to the shadow too."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, shadow: Tensor) -> Tensor:  # noqa: ANN401
-        del ctx, shadow
+    def forward(ctx: Any, values: Tensor, shadow: Tensor, share: float) -> Tensor:  # noqa: ANN401
+        del shadow
+        ctx.share = share
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        del ctx
-        return grads[0], grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+        return grads[0], grads[0] * ctx.share, None
 
 
 class _Freed(torch.autograd.Function):

@@ -109,10 +109,18 @@ def _kind(scale: np.ndarray, dims: tuple[int, ...]) -> Kind:
     return "scale" if scale.size == dims[0] and scale.ndim == len(dims) and scale.shape[0] == dims[0] else "gain"
 
 
-def unit_of(pull: np.ndarray, reach: int) -> float:
-    """A power of two, the parameter over the leaf: a step of the parameter then moves weights about as far."""
-    mean = float(pull.sum()) / max(reach, 1)
+def unit_of(pull: float, reach: int) -> float:
+    """A power of two, parameter over leaf, by which a step of the parameter moves `reach` weights as far as a step of
+    each would: pull is the sum of a leaf's.
+    """
+    mean = pull / max(reach, 1)
     return 2.0 ** min(max(round(0.5 * math.log2(mean)), -60), 60) if mean > 0 else 1.0
+
+
+def size_of(weights: np.ndarray) -> float:
+    """Root mean square of those that are not zero; 1 if all are."""
+    some = weights[weights != 0].astype(np.float64)
+    return float(np.sqrt(np.mean(np.square(some)))) if some.size else 1.0
 
 
 def finer(expr: Expr) -> Expr:
@@ -263,9 +271,9 @@ class Held:
     runs is what is shipped.
     """
 
-    def __init__(self, owner: nn.Module, name: str, form: Form, zero: Tensor | None) -> None:
+    def __init__(self, owner: nn.Module, name: str, form: Form, zero: np.ndarray) -> None:
         self._owner, self._name, self._form = owner, name, form
-        self._zero = zero  # where it stays 0
+        self._zero = torch.from_numpy(zero.copy()) if zero.any() else None  # where it stays 0
         self.master: Tensor | None = None  # None if the file holds every value
         if not form.exact:
             value = self._value()
