@@ -118,12 +118,29 @@ def test_one_call_prunes_compresses_and_tunes(tmp_path):
     assert all(np.array_equal(again.artifact.decode(name), made.artifact.decode(name)) for name in again.artifact)
 
 
-def test_a_file_stays_within_its_target_while_it_trains():
+@pytest.mark.parametrize("every", [3, None])
+@pytest.mark.parametrize("target", ["60x", "5x"])
+def test_a_target_is_met_after_training_too(target, every):
     net = lenet5_trained()
-    options = Finetune(epochs=1, batch_size=50, held_out=100, reassign_every=3, learning_rate=5e-4)
-    made = codeword.fit(net, "60x", data=load_data("digits", limit=400), finetune=options)
-    assert 0.9 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
+    options = Finetune(epochs=1, batch_size=100, held_out=100, reassign_every=every, learning_rate=5e-4)
+    made = codeword.fit(net, target, data=load_data("digits", limit=400), finetune=options)
+    assert made.missed is None
+    assert 0.98 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
     assert made.histories[0].dense.held_out_top1 > 97
+    assert codeword.evaluate(made.artifact, "digits", model=net).top1 > 97
+
+
+def test_a_tuner_keeps_to_the_size_it_is_given():
+    net = lenet5_trained()
+    artifact = codeword.compress(net, "60x")
+    for wanted in (0.6, 0.9):
+        most = int(wanted * artifact.nbytes)
+        tuner = Tuner(artifact, reassign_every=4, nbytes=most)
+        tuner.prepare(net.train())  # new codes at once: there are too many bits
+        assert 0.97 * most <= tuner.finalize().nbytes <= 1.002 * most
+    for arguments in ({"nbytes": 100}, {"nbytes": 0, "reassign_every": 4}):
+        with pytest.raises(PlanError, match="nbytes is the size that new codes keep to"):
+            Tuner(artifact, **arguments)
 
 
 def test_what_contradicts_itself():

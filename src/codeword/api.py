@@ -124,13 +124,14 @@ def fit(
         return job.run(source)
     if data is None:
         raise PlanError("finetune needs data to train on: give data=, a Dataset, the name of one or a loader")
+    from codeword.train.pipeline import Start
     from codeword.train.pipeline import finetune as train
 
     made: list[Compressed] = []
 
-    def compress_once(net: torch.nn.Module, zeros: frozenset[str]) -> Artifact:
-        made.append(job.run(open_source(net), zeros))
-        return made[-1].artifact
+    def compress_once(net: torch.nn.Module, zeros: frozenset[str], aim: float) -> Start:
+        made.append(job.run(open_source(net), zeros, aim))
+        return Start(made[-1].artifact, made[-1].target_nbytes)
 
     found = train(
         model,
@@ -286,8 +287,8 @@ class _Job:
     metadata: Mapping[str, str] | None
     progress: Progress | None
 
-    def run(self, source: Source, zeros: frozenset[str] = frozenset()) -> Compressed:
-        """Compress it. zeros: tensors whose zeros stay zero."""
+    def run(self, source: Source, zeros: frozenset[str] = frozenset(), aim: float = 1.0) -> Compressed:
+        """Compress it. zeros: tensors whose zeros stay zero. aim: the size wanted over that of the target."""
         lossy = select(source.infos, self.include, self.exclude)
         plan, chosen = self.plan, "chosen by the plan"
         if self.method is not None:
@@ -314,7 +315,7 @@ class _Job:
             progress=self.progress,
         )
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
-        found = allocate.fit(curves, budget, lambda methods: self._execute(source, methods, self.seed))
+        found = allocate.fit(curves, round(aim * budget), lambda methods: self._execute(source, methods, self.seed))
         made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
         lossless = all(method == Keep() for method in found.methods.values())
         below = "lossless file" if lossless else "nearest file below it"

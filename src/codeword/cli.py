@@ -217,6 +217,7 @@ def compress(
         with console.progress(passes) as progress:
             if options is not None:
                 rest["on_epoch"] = _epochs(progress, as_json=as_json)
+                progress.phase("preparing")
             made = api.fit(
                 net,
                 target,

@@ -41,7 +41,7 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: float = 0.0
     distill: float = 0.5
     temperature: float = 2.0
-    reassign_every: int | None = 10
+    reassign_every: int | None = 5
     held_out: int | None = None
     keep: Keeping = "best"
     mixed: Mixed = "auto"

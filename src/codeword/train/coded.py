@@ -80,7 +80,6 @@ class _Tensor:
     size: float  # of its weights
     pruned: np.ndarray | None  # where the dense weight was zero and decoded to it; None if nowhere
     nbytes: int = 0  # of its leaves in the file
-    bits: float = 0.0  # entropy of its codes there
     lam: float = 0.0  # what a bit cost last
 
 
@@ -134,7 +133,6 @@ class Coded(Mapping[str, TorchExpr]):
         tensor = self._tensors[source] = _Tensor(twin, frozen, size, found)
         if options.shadows and not frozen and any(lookups(expr)):
             twin.follow(decoded if options.start_decoded else own, 1 / size, options.pace)
-            tensor.bits = code_bits(expr)
             tensor.nbytes = _nbytes(expr, codes=True) + _nbytes(expr, codes=False)
         return twin
 
@@ -187,7 +185,7 @@ class Coded(Mapping[str, TorchExpr]):
         if not self._options.hold_rate:
             return reassigned(expr, target, importance, 0.0)
         most = max(tensor.nbytes * (1 + spare) - _nbytes(expr, codes=False), 1.0)
-        bits, found = tensor.bits, expr
+        bits, found = most * code_bits(expr) / max(_nbytes(expr, codes=True), 1), expr
         for _ in range(_TRIES):
             found, tensor.lam = reassigned_within(expr, target, importance, bits, tensor.lam)
             taken = _nbytes(found, codes=True)

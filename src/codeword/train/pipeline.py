@@ -28,6 +28,18 @@ from codeword.train.prune import Pruner
 from codeword.train.tune import Tuner
 
 _RAMP = 0.6  # of pruning's steps, in which weights go; the rest is to recover with masks that stay
+# Of the budget: what training starts from. Finer codewords than the budget has room for, their codes then chosen by
+# what they cost, are far better than coarse ones (LeNet-5 at 100x: 97.6 % before any step instead of 92.6 %).
+_AIM = 1.25
+_FIXED_AIM = 0.985  # with codes that stay: trained codewords take more bytes than round ones
+_MARGIN = 0.997  # of the budget: what new codes keep to, as codewords go on to train after the last of them
+
+
+class Start(NamedTuple):
+    """What training starts from."""
+
+    artifact: Artifact
+    nbytes: int | None  # what the file may take in the end; None for what this one takes
 
 
 class Finetuned(NamedTuple):
@@ -41,7 +53,7 @@ def finetune(
     model: nn.Module,
     data: Dataset | Iterable[Any],
     options: Finetune,
-    compress: Callable[[nn.Module, frozenset[str]], Artifact],
+    compress: Callable[[nn.Module, frozenset[str], float], Start],
     *,
     loss: Loss | None = None,
     validation: Dataset | Iterable[Any] | None = None,
@@ -52,8 +64,9 @@ def finetune(
 ) -> Finetuned:
     """Prune by training if `options` say so, compress, train what the file holds.
 
-    compress: (net, names of the tensors whose zeros must stay) -> the artifact to start from. The rest is as for
-    `train`, whose errors these are; MismatchError if the model's weights are not what would train.
+    compress: (net, names of the tensors whose zeros must stay, by how much the budget may be exceeded) -> what to start
+    from. The rest is as for `train`, whose errors these are; MismatchError if the model's weights are not what would
+    train.
     """
     check_model(model)
     if validation is None and isinstance(data, Dataset):
@@ -63,7 +76,10 @@ def finetune(
         if checkpoint is not None and not resume:
             check_unused([state_path(checkpoint, stage) for stage in (Pruner, Tuner)], process)
         teacher = copy.deepcopy(model).to(device).requires_grad_(False)
-        net = copy.deepcopy(model).to(device).train()
+        net = copy.deepcopy(model).to(device)
+        if not net.training:  # else some modules of it may be in eval mode on purpose
+            net.train()
+        modes = [(module, module.training) for module in net.modules()]
         rest: dict[str, Any] = {
             "teacher": teacher,
             "loss": loss or classify,
@@ -81,11 +97,39 @@ def finetune(
             with _counters_of(model, net):
                 histories.append(train(pruner.prepare(net), pruner, data, pruning, **rest))
             zeros = frozenset(pruner.masks)
-        tuner = Tuner(compress(net, zeros), reassign_every=options.reassign_every)
-        tuned = tuner.prepare(net.train())
+        for module, training in modes:
+            module.training = training
+        tuner, tuned, budget = _start(net, options, lambda aim: compress(net, zeros, aim))
         with _counters_of(model, tuned):
             histories.append(train(tuned, tuner, data, options, **rest))
-        return Finetuned(tuner.finalize(), tuple(histories))
+        return Finetuned(_within(tuner, budget), tuple(histories))
+
+
+def _start(
+    net: nn.Module, options: Finetune, compress: Callable[[float], Start]
+) -> tuple[Tuner, nn.Module, int | None]:
+    """(tuner, its net, budget): from a file that is larger than the budget, where new codes can bring it down."""
+    if options.reassign_every is None:
+        start = compress(_FIXED_AIM)
+        tuner = Tuner(start.artifact)
+        return tuner, tuner.prepare(net), None
+    for aim in (_AIM, 1.0):
+        start = compress(aim)
+        most = None if start.nbytes is None else int(_MARGIN * start.nbytes)
+        tuner = Tuner(start.artifact, reassign_every=options.reassign_every, nbytes=most)
+        tuned = tuner.prepare(net)
+        if start.nbytes is None or aim == 1 or tuner.finalize().nbytes <= start.nbytes:
+            break
+    return tuner, tuned, start.nbytes
+
+
+def _within(tuner: Tuner, budget: int | None) -> Artifact:
+    """What was trained, its codes once more made to keep to the budget if what else there is has grown past that."""
+    artifact = tuner.finalize()
+    if budget is not None and artifact.nbytes > budget:
+        tuner.reassign()
+        artifact = tuner.finalize()
+    return artifact
 
 
 def _ramp(data: Dataset | Iterable[Any], options: Finetune) -> int:

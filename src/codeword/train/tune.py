@@ -28,6 +28,7 @@ from codeword.nn.swap import root_of, swap_with
 from codeword.train.checks import check_mode, check_model
 from codeword.train.coded import Coded, Options
 from codeword.train.leaves import KINDS, Form, Held, Kind, mantissa_bits
+from codeword.train.processes import keep_codes_here
 
 _STRIDE = 2.0  # steps of a dense weight that a shadow goes between two sets of codes
 State: TypeAlias = dict[str, Tensor | int | float | str]
@@ -37,7 +38,8 @@ class Tuner:
     """Trains the leaves of a compressed net: one code path for every method.
 
     reassign_every: steps between new codes, taken from a shadow of the dense weights that trains beside them; None:
-    codes stay. rate "hold": new codes take no more bytes than the file that was given; "free": the nearest codewords.
+    codes stay. rate "hold": new codes take what makes a file of `nbytes`, or less where more is of no use; None: of
+    the size that the file given has. "free": the nearest codewords.
     start: where shadows begin, "model" at the weights of the model given, which are normally those that were
     compressed, or "decoded". zeros "fixed": codewords, factors and matrix entries that are exactly zero stay so, and
     weights that are zero in both model and file keep their code; "free": only masks and positions do. gradient "mean":
@@ -62,6 +64,7 @@ class Tuner:
         gradient: Literal["mean", "sum"] = "mean",
         train: Iterable[Kind] | None = None,
         pace: float | None = None,
+        nbytes: int | None = None,
     ) -> None:
         if reassign_every is not None and reassign_every < 1:
             raise PlanError(f"tuner: reassign_every must be at least 1, got {reassign_every}; None never reassigns")
@@ -76,9 +79,14 @@ class Tuner:
                 raise PlanError(f"tuner: {name} must be of {', '.join(known)}, got {value!r}")
         if pace is not None and not 0 < pace <= 1:
             raise PlanError(f"tuner: pace must lie above 0 and up to 1, got {pace}")
+        if nbytes is not None and (nbytes < 1 or reassign_every is None or rate == "free"):
+            raise PlanError(
+                f"tuner: nbytes is the size that new codes keep to, at least 1; got {nbytes} with "
+                f'reassign_every={reassign_every} and rate="{rate}"'
+            )
         self.artifact = artifact
         self.fixed: dict[str, str] = {}  # tensor -> why it does not train
-        self._every = reassign_every
+        self._every, self._nbytes = reassign_every, nbytes
         self._options = Options(
             shadows=reassign_every is not None,
             hold_rate=rate == "hold",
@@ -117,6 +125,9 @@ class Tuner:
                 f"{', '.join(KINDS)}, or unfreeze weights"
             )
         self._net = net
+        keep_codes_here(net)
+        if self._nbytes is not None and self._nbytes < self.artifact.nbytes:
+            self.reassign()
         return net
 
     def step(self) -> None:
@@ -206,8 +217,10 @@ class Tuner:
             held.settle()
 
     def _spare(self) -> float:
-        """Bytes that tensors which run dense take less than in the file given, over those of the coded."""
-        given = now = 0
+        """Bytes that there are for codes over those in the file given, and in relation to these: tensors that run
+        dense may take less by now, and the file to be made may be of another size.
+        """
+        given, now = 0 if self._nbytes is None else self._nbytes - self.artifact.nbytes, 0
         for source, (owner, attribute) in self._dense.items():
             given += sum(leaf.nbytes for leaf in self.artifact.entries[source].leaves)
             now += len(encode_leaf(self._array(source, owner, attribute))[1])
