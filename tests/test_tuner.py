@@ -292,7 +292,7 @@ def test_new_codes_take_no_more_bytes(method: Any):
     net: Any = tuner.prepare(model)
     with torch.no_grad():  # as if training had moved everything
         for twin in (net.conv.expr, net.head.expr):
-            twin.shadow += 0.5 * twin.shadow.std() * torch.randn(twin.shape, generator=torch.manual_seed(0))
+            twin.want(twin() + 0.5 * twin().std() * torch.randn(twin.shape, generator=torch.manual_seed(0)))
     before = [lookup.codes.copy() for lookup in lookups(net.conv.expr.to_expr())]
     tuner.reassign()
     after = [lookup.codes for lookup in lookups(net.conv.expr.to_expr())]
@@ -305,10 +305,11 @@ def test_free_codes_are_the_nearest():
     tuner = Tuner(compressed(model, KMeans(5)), reassign_every=1, rate="free", start="decoded")
     net: Any = tuner.prepare(model)
     with torch.no_grad():
-        net.conv.expr.shadow.normal_()
+        net.conv.expr.want(torch.randn(net.conv.expr.shape))
+    target = net.conv.expr.wanted.numpy().reshape(-1)
     tuner.reassign()
     (lookup,) = lookups(net.conv.expr.to_expr())
-    target, words = net.conv.expr.followed().reshape(-1), lookup.codebook.reshape(-1)
+    words = lookup.codebook.reshape(-1)
     assert np.array_equal(lookup.codes.reshape(-1), np.abs(target[:, None] - words).argmin(axis=1))
 
 

@@ -77,19 +77,27 @@ class TorchExpr(nn.Module):
             raise MismatchError(f"the expression has no leaf {path!r}")
         return node, name
 
-    def follow(self, target: Tensor, unit: float = 1.0, pace: float = 1.0) -> None:
-        """Gives the twin a shadow: a dense float32 parameter that begins at target and takes the tensor's gradient.
+    def follow(self, unit: float = 1.0, pace: float = 1.0) -> None:
+        """Gives the twin a shadow: a dense float32 parameter that takes the gradient of the whole tensor.
 
-        It has no part in what `twin()` returns: it remembers where each weight would be if it shared nothing. unit: of
-        the steps of an optimizer whose steps are of one length, over those of the shadow. pace: by which both those
-        and steps along the gradient are shortened.
+        It is how far each weight would be from what `twin()` returns if it shared nothing, and has no part in that; it
+        begins at 0. unit: of the steps of an optimizer whose steps are of one length, over those of the shadow. pace:
+        by which both those and steps along the gradient are shortened.
         """
         self._shadow_unit, self._shadow_share = unit / pace, unit
-        self.shadow = nn.Parameter(target.detach().to(torch.float32).reshape(self.shape) * self._shadow_unit)
+        self.shadow = nn.Parameter(torch.zeros(self.shape))
 
-    def followed(self) -> np.ndarray | None:
-        """Where weights would be if they shared nothing, float32; None without a shadow."""
-        return None if self.shadow is None else self.shadow.detach().cpu().numpy() / np.float32(self._shadow_unit)
+    @property
+    def wanted(self) -> Tensor:
+        """Where each weight would be if it shared nothing."""
+        values = self().detach().to(torch.float32)
+        return values if self.shadow is None else values + self.shadow.detach() / self._shadow_unit
+
+    @torch.no_grad()
+    def want(self, target: Tensor) -> None:
+        """Sets the shadow, for the values as they are now."""
+        if self.shadow is not None:
+            self.shadow.copy_((target.to(self.shadow) - self()) * self._shadow_unit)
 
     def to_expr(self) -> Expr:
         """The expression as it is now; it decodes to the bits of `twin()` before rounding to the tensor's dtype.

@@ -132,7 +132,9 @@ class Coded(Mapping[str, TorchExpr]):
         size = size_of(decoded.numpy())
         tensor = self._tensors[source] = _Tensor(twin, frozen, size, found)
         if options.shadows and not frozen and any(lookups(expr)):
-            twin.follow(decoded if options.start_decoded else own, 1 / size, options.pace)
+            twin.follow(1 / size, options.pace)
+            if not options.start_decoded:
+                twin.want(own.reshape(twin.shape))
             tensor.nbytes = _nbytes(expr, codes=True) + _nbytes(expr, codes=False)
         return twin
 
@@ -165,9 +167,10 @@ class Coded(Mapping[str, TorchExpr]):
     def reassign(self, spare: float) -> None:
         """New codes for all tensors with a shadow, in (1 + spare) times the bytes that they took in the file."""
         for tensor in self._tensors.values():
-            target = tensor.twin.followed()
-            if target is None:
+            if tensor.twin.shadow is None:
                 continue
+            wanted = tensor.twin.wanted
+            target = wanted.cpu().numpy()
             importance = np.ones((1,) * target.ndim)
             if tensor.pruned is not None:
                 importance = np.where(tensor.pruned, _PRUNED, 1.0)
@@ -177,6 +180,7 @@ class Coded(Mapping[str, TorchExpr]):
                 if path.endswith("codes"):
                     owner, name = tensor.twin.owner(path)
                     getattr(owner, name).copy_(as_tensor(array))
+            tensor.twin.want(wanted)
         if self._options.mean:
             self._weigh()
 
