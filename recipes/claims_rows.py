@@ -1,0 +1,320 @@
+"""The rows that `claims.py` runs: of each claim what it says, on which net, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from torch import nn
+
+from codeword import zoo
+from codeword.finetune import Finetune
+from codeword.methods import (
+    Birch,
+    DensityKMeans,
+    Keep,
+    KernelTemplates,
+    Lloyd,
+    Method,
+    ProductQuantization,
+    Prune,
+    RateAware,
+)
+from codeword.plan import Plan, Rule
+from codeword.train.leaves import Kind
+from codeword.train.prune import Criterion, Scope
+
+HERE = Path(__file__).parent
+
+
+class Net(NamedTuple):
+    """A net, its data and its weights, None where they are an argument."""
+
+    factory: Callable[[], nn.Module]
+    data: str
+    weights: Path | None = None
+
+
+NETS = {
+    "lenet300": Net(zoo.lenet_300_100, "mnist"),
+    "lenet5": Net(zoo.lenet5, "mnist", zoo.lenet5_path()),
+    "resnet20": Net(zoo.resnet20, "cifar10"),
+    "vgg16_32": Net(zoo.vgg16_32, "cifar10"),
+    "alexnet32": Net(zoo.alexnet32, "cifar10"),
+}
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Pruning before compression: to a share of zeros along a ramp, or at once to the shares of a plan."""
+
+    options: Finetune
+    sparsity: float | None = None
+    plan: Plan | None = None
+    criterion: Criterion = "saliency"
+    scope: Scope = "global"
+    ramp: float = 0.6  # of the epochs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pipeline: prune while training, compress, train what the file holds; the first and the last may be missing."""
+
+    claim: str
+    name: str
+    net: str
+    how: str
+    compress: Method | Plan | str  # a string is a target
+    pruned: Pruned | None = None
+    tuned: Finetune | None = None
+    kinds: tuple[Kind, ...] | None = None  # that train; None: what Tuner chooses
+    pace: float | None = None  # of shadows; None: what Tuner chooses
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def options(self) -> dict[str, Any]:
+        """What was asked for, for the record."""
+        return {
+            "compress": self.compress if isinstance(self.compress, str) else _text(self.compress),
+            "pruned": None if self.pruned is None else _changed(self.pruned),
+            "tuned": None if self.tuned is None else _changed(self.tuned),
+            "kinds": self.kinds,
+            "pace": self.pace,
+        }
+
+
+def _text(how: Method | Plan) -> list[dict[str, Any]] | str:
+    return how.to_dict()["rule"] if isinstance(how, Plan) else repr(how)
+
+
+def _changed(options: Pruned | Finetune) -> dict[str, Any]:
+    """Options that are not the default."""
+    if isinstance(options, Pruned):
+        if options.plan is not None:
+            return {"plan": options.plan.to_dict()["rule"]} | _changed(options.options)
+        kept = {"sparsity": options.sparsity, "criterion": options.criterion, "scope": options.scope}
+        return kept | {"ramp": options.ramp} | _changed(options.options)
+    default = msgspec.to_builtins(Finetune())
+    return {name: value for name, value in msgspec.to_builtins(options).items() if value != default[name]}
+
+
+NOTES = [
+    "top-1 in percent; drop: points below the uncompressed net; ratio: float32 bytes over bytes of the file",
+    "the last 5,000 training images are held out: the epoch to keep and all options were chosen by them",
+    "resnet20, lenet300, alexnet32 and vgg16_32 were trained on all training images, so all that is held out for them "
+    "is known to the net the files start from, and their held-out accuracy reads high; the test images are not",
+]
+
+# MNIST ---------------------------------------------------------------------------------------------------------------
+
+_MNIST = Finetune(epochs=10, learning_rate=1e-3, shift=2, reassign_every=None)
+_LABELS = msgspec.structs.replace(_MNIST, distill=0.0)
+
+
+def _with(options: Finetune, **changes: float | str | None) -> Finetune:
+    return msgspec.structs.replace(options, **changes)
+
+
+_HAN = {net: Plan.load(HERE / f"deep_compression_{net}.toml") for net in ("lenet300", "lenet5")}
+_BY_HAN = {net: Pruned(_with(_LABELS, epochs=5), plan=plan) for net, plan in _HAN.items()}
+_SALIENT = Pruned(_with(_MNIST, epochs=6), 0.97)
+_SETTLED = _with(_MNIST, epochs=1, learning_rate=5e-4)
+
+
+def _deep_compression() -> list[Row]:
+    claim = "deep-compression"
+    rows = [
+        Row(
+            claim,
+            f"{net}-han",
+            net,
+            "Han et al. 2016: magnitude pruning at once to their share of zeros in each layer, retrained on labels; "
+            "k-means from a linear start; codewords trained on labels with codes fixed; entropy-coded",
+            plan,
+            _BY_HAN[net],
+            _with(_LABELS, epochs=1, learning_rate=3e-4),
+        )
+        for net, plan in _HAN.items()
+    ]
+    rows += [
+        Row(
+            claim,
+            f"{net}-pruned-{target}",
+            net,
+            f"ours: pruned as in Han's row, rate-aware at {target}; codewords trained, half by distillation",
+            target,
+            _BY_HAN[net],
+            _SETTLED,
+        )
+        for net, targets in (("lenet300", ("60x", "80x")), ("lenet5", ("80x", "120x")))
+        for target in targets
+    ]
+    rows += [
+        Row(
+            claim,
+            f"{net}-one-call-{target}",
+            net,
+            f"ours, one call: rate-aware at {target}; codewords and weights trained, half by distillation, codes anew",
+            target,
+            None,
+            _with(_MNIST, epochs=3, reassign_every=10),
+        )
+        for net, target in (("lenet300", "60x"), ("lenet5", "100x"))
+    ]
+    return rows
+
+
+def _fang_lenet5() -> list[Row]:
+    return [
+        Row(
+            "fang",
+            "lenet5-prune-pq",
+            "lenet5",
+            "pruned by saliency to 97 % zeros while it trains, product quantization of four weights to 8 bits, "
+            "codebooks trained with codes fixed",
+            Plan.load(HERE / "prune_pq_lenet5.toml"),
+            _SALIENT,
+            _SETTLED,
+        )
+    ]
+
+
+def _jia_lenet5() -> list[Row]:
+    return [
+        Row(
+            "jia",
+            "lenet5-birch",
+            "lenet5",
+            "pruned by global dynamic saliency to 97 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
+            "k; codewords trained with codes fixed",
+            Birch(15.0),
+            _SALIENT,
+            _SETTLED,
+        )
+    ]
+
+
+def _wang_lenet5() -> list[Row]:
+    starts: dict[str, Callable[[int], Method]] = {
+        "density": DensityKMeans,
+        "linear": lambda k: Lloyd(k, "linear"),
+        "kmeans++": lambda k: Lloyd(k, "kmeans++"),
+    }
+    return [
+        Row(
+            "wang",
+            f"lenet5-k{k}-{name}",
+            "lenet5",
+            f"{k} codewords a tensor from a {name} start, codewords trained for one epoch",
+            make(k),
+            None,
+            _with(_MNIST, epochs=1, learning_rate=5e-4),
+        )
+        for k in (4, 8, 16)
+        for name, make in starts.items()
+    ]
+
+
+# CIFAR-10 ------------------------------------------------------------------------------------------------------------
+
+_CIFAR = Finetune(
+    epochs=4, learning_rate=3e-3, optimizer="sgd", distill=1.0, shift=4, mirror=True, reassign_every=20, compile=True
+)
+_FIXED = _with(_CIFAR, epochs=1, reassign_every=None, compile=False)
+
+
+def _on_convs(method: Method, *, first: bool = False) -> Plan:
+    """A plan for ResNet-20: the method for its convolutions, rate-aware for the last layer and, unless first, conv1."""
+    rules = [Rule("linear.weight", RateAware(0.02))]
+    if not first:
+        rules.append(Rule("conv1.weight", RateAware(0.004)))
+    return Plan((*rules, Rule("*conv*.weight", method), Rule("*", Keep(4))))
+
+
+def _resnet20() -> list[Row]:
+    trained = "then codewords and weights trained by distillation, codes taken anew"
+    return [
+        Row(
+            "chen",
+            "resnet20-templates",
+            "resnet20",
+            "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits; a, b, norms and "
+            "biases trained by distillation, templates fixed",
+            _on_convs(KernelTemplates(1024, drop_offset=False, shared="all"), first=True),
+            None,
+            _FIXED,
+            ("scale", "gain", "offset", "raw"),
+        ),
+        Row(
+            "jia",
+            "resnet20-birch",
+            "resnet20",
+            "pruned by global dynamic saliency to 65 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
+            "k; codewords trained with codes fixed, all by distillation",
+            Plan((Rule("linear.weight", Birch(15.0)), Rule("*conv*.weight", Birch(15.0)), Rule("*", Keep(4)))),
+            Pruned(_with(_FIXED, epochs=2, learning_rate=5e-3), 0.65),
+            _FIXED,
+        ),
+        Row(
+            "fang",
+            "resnet20-ours-23x",
+            "resnet20",
+            "ours, one call: rate-aware at 23x; codewords and weights trained by distillation, codes taken anew",
+            "23x",
+            None,
+            _with(_CIFAR, learning_rate=1e-3, optimizer="adam", reassign_every=10),
+        ),
+        Row(
+            "fang",
+            "resnet20-ours-vectors",
+            "resnet20",
+            f"ours: rate-aware from product quantization of two weights, {trained}",
+            _on_convs(RateAware(0.31, start=ProductQuantization(2, 64))),
+            None,
+            _CIFAR,
+            pace=1.0,
+        ),
+        Row(
+            "fang",
+            "resnet20-prune-pq",
+            "resnet20",
+            "vectors of three weights pruned at once to 75 % zeros, product quantization of them to 64 codewords, then "
+            "codebooks and weights trained by distillation, codes taken anew within the same bytes",
+            _on_convs(Prune(0.75, ProductQuantization(3, 64), "block 1x3")),
+            None,
+            _CIFAR,
+            pace=1.0,
+        ),
+    ]
+
+
+def _wang_resnet20() -> list[Row]:
+    starts: dict[str, Method] = {
+        "density": DensityKMeans(8),
+        "linear": Lloyd(8, "linear"),
+        "kmeans++": Lloyd(8, "kmeans++"),
+    }
+    return [
+        Row(
+            "wang",
+            f"resnet20-k8-{name}",
+            "resnet20",
+            f"8 codewords a tensor from a {name} start, codewords trained for one epoch",
+            method,
+            None,
+            _FIXED,
+        )
+        for name, method in starts.items()
+    ]
+
+
+ROWS: list[Row] = [
+    *_deep_compression(),
+    *_fang_lenet5(),
+    *_jia_lenet5(),
+    *_wang_lenet5(),
+    *_resnet20(),
+    *_wang_resnet20(),
+]
