@@ -365,7 +365,8 @@ def test_moves_are_for_datasets_of_images():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("epochs", 0), ("epochs", 1.5), ("batch_size", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")),
+        ("epochs", 0), ("learning_rate", "0.1"),
+        ("class_dim", 1.5), ("epochs", 1.5), ("batch_size", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")),
         ("weight_decay", -1.0), ("distill", 1.5), ("temperature", 0.0), ("reassign_every", 0), ("held_out", -1),
         ("shift", -1), ("sparsity", 1.0), ("prune_epochs", 0), ("seed", -1), ("optimizer", "sdg"), ("mixed", "fp8"),
         ("keep", "first"),

@@ -49,6 +49,23 @@ def test_a_loss_of_ones_own_and_outputs_with_logits():
     assert float(own(torch.ones(2), None, torch.zeros(2))) == 1.0
 
 
+def test_where_the_classes_are():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)
+
+    def tokens(output, target):
+        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    student, teacher = nn.Linear(4, 7), nn.Linear(4, 7)
+    with pytest.raises(DataError, match=r"gives \(2, 5, 7\); say which dimension holds the classes.*now None"):
+        Objective(tokens, teacher, distill=0.5, temperature=1.0)(student(x), x, y)
+    with pytest.raises(DataError, match="now 3"):
+        Objective(tokens, teacher, distill=0.5, temperature=1.0, class_dim=3)(student(x), x, y)
+    found = Objective(tokens, teacher, distill=0.5, temperature=1.0, class_dim=-1)(student(x), x, y)
+    flat = distillation(student(x).flatten(0, 1), teacher(x).flatten(0, 1), 1.0)
+    torch.testing.assert_close(found, 0.5 * tokens(student(x), y) + 0.5 * flat)
+
+
 def test_what_cannot_be_distilled():
     with pytest.raises(PlanError, match="there is no uncompressed net"):
         Objective(distill=0.5, temperature=1.0)

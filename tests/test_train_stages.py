@@ -147,6 +147,7 @@ def test_what_contradicts_itself():
     net, digits = small_net(0), load_data("digits", limit=50)
     for arguments, says in (
         ({"finetune": Finetune()}, "finetune needs data to train on"),
+        ({"finetune": 10, "data": digits}, r"must be options, Finetune\(epochs=10\) for instance, got 10"),
         ({"data": digits, "resume": True}, "are for training; give finetune"),
         ({"data": digits, "checkpoint": "x"}, "are for training; give finetune"),
     ):

@@ -122,6 +122,8 @@ def fit(
         if loss is not None or validation is not None or checkpoint is not None or resume:
             raise PlanError("loss, validation, checkpoint and resume are for training; give finetune=Finetune(...) too")
         return job.run(source)
+    if not isinstance(finetune, Finetune):
+        raise PlanError(f"finetune must be options, Finetune(epochs=10) for instance, got {finetune!r}")
     if data is None:
         raise PlanError("finetune needs data to train on: give data=, a Dataset, the name of one or a loader")
     from codeword.train.pipeline import Start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
@@ -14,6 +15,13 @@ Mixed: TypeAlias = Literal["auto", "off", "bf16"]
 Keeping: TypeAlias = Literal["best", "last"]
 _MOST_HELD_OUT = 5_000
 _HELD_OUT_SHARE = 0.1
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda value: 0 < value < math.inf, "a positive number"),
+    "temperature": (lambda value: 0 < value < math.inf, "a positive number"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a number >= 0"),
+    "distill": (lambda value: 0 <= value <= 1, "a number in 0..1"),
+    "sparsity": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+}
 
 
 class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,7 +30,9 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The rate rises over the first twentieth of all steps to learning_rate and falls along half a cosine to 0.
     batch_size: of all processes together; a loader of one's own has its own. distill: what share of the loss is to
     give the outputs of the uncompressed net at `temperature`, the rest being to give the labels; with 1 no labels are
-    needed. reassign_every: steps after which each weight takes the codeword that is best for it by then; None: never.
+    needed. class_dim: which dimension of the outputs holds the classes; 1 goes without saying for (n, classes) and
+    under cross entropy. reassign_every: steps after which each weight takes the codeword that is best for it by then;
+    None: never.
 
     held_out: examples of a Dataset that are not trained on but scored after each epoch; None: 5,000, or a tenth if
     that is less. keep: the state of the epoch that did best on them, or of the last. mixed: "bf16" computes in
@@ -41,6 +51,7 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: float = 0.0
     distill: float = 0.5
     temperature: float = 2.0
+    class_dim: int | None = None
     reassign_every: int | None = 5
     held_out: int | None = None
     keep: Keeping = "best"
@@ -59,15 +70,12 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given = getattr(self, name)
             if given is not None and (type(given) is not int or given < value):
                 raise PlanError(f"finetune: {name} must be a whole number >= {value}, got {given!r}")
-        for name in ("learning_rate", "temperature"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise PlanError(f"finetune: {name} must be a positive number, got {getattr(self, name)}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise PlanError(f"finetune: weight_decay must be a number >= 0, got {self.weight_decay}")
-        if not 0 <= self.distill <= 1:
-            raise PlanError(f"finetune: distill must lie in 0..1, got {self.distill}")
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise PlanError(f"finetune: sparsity must lie between 0 and 1, got {self.sparsity}")
+        if self.class_dim is not None and type(self.class_dim) is not int:
+            raise PlanError(f"finetune: class_dim must be a whole number such as 1 or -1, got {self.class_dim!r}")
+        for name, (fits, what) in _NUMBERS.items():
+            given = getattr(self, name)
+            if not (name == "sparsity" and given is None) and not (type(given) in (int, float) and fits(given)):
+                raise PlanError(f"finetune: {name} must be {what}, got {given!r}")
         for name, words in (("optimizer", Optimizer), ("mixed", Mixed), ("keep", Keeping)):
             if getattr(self, name) not in get_args(words):
                 raise PlanError(f"finetune: {name} must be one of {get_args(words)}, got {getattr(self, name)!r}")

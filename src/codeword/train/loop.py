@@ -98,7 +98,9 @@ def train(
     device = next(iter(net.parameters())).device
     if teacher is not None:
         teacher = teacher.to(device)
-    objective = Objective(loss, teacher, distill=options.distill, temperature=options.temperature)
+    objective = Objective(
+        loss, teacher, distill=options.distill, temperature=options.temperature, class_dim=options.class_dim
+    )
     if validation is None and isinstance(data, Dataset):
         data, validation = hold_out(data, options)
     batches = open_batches(data, options, device, process)

@@ -24,14 +24,14 @@ def classify(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401 - whatever 
     return F.cross_entropy(logits(output), target)
 
 
-def distillation(output: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over examples of T**2 * KL(softmax(teacher / T) || softmax(output / T)); classes are in dimension 1.
+def distillation(output: Tensor, teacher: Tensor, temperature: float, dim: int = 1) -> Tensor:
+    """Mean over all but the classes of T**2 * KL(softmax(teacher / T) || softmax(output / T)).
 
-    output, teacher: logits (n, classes, ...). T**2 keeps the gradient's size whatever the temperature.
+    output, teacher: logits, their classes in dimension `dim`. T**2 keeps the gradient's size whatever the temperature.
     """
-    log_student = F.log_softmax(output.float() / temperature, 1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, 1)
-    found = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+    log_student = F.log_softmax(output.float() / temperature, dim)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim)
+    found = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim)
     return temperature**2 * found.mean()
 
 
@@ -39,10 +39,17 @@ class Objective:
     """The loss of a batch: (1 - distill) * task(output, target) + distill * distance from the teacher's output.
 
     task: (output, target) -> scalar. teacher: the uncompressed net; it runs in eval mode and without gradients.
+    class_dim: see `Finetune`.
     """
 
     def __init__(
-        self, task: Loss = classify, teacher: nn.Module | None = None, *, distill: float, temperature: float
+        self,
+        task: Loss = classify,
+        teacher: nn.Module | None = None,
+        *,
+        distill: float,
+        temperature: float,
+        class_dim: int | None = None,
     ) -> None:
         if distill and teacher is None:
             raise PlanError(f"distill is {distill}, but there is no uncompressed net to learn from; give teacher=")
@@ -50,6 +57,7 @@ class Objective:
         self.teacher = teacher.eval() if teacher is not None and distill else None
         self.distill = distill
         self.temperature = temperature
+        self._class_dim = class_dim
 
     @property
     def needs_labels(self) -> bool:
@@ -64,13 +72,25 @@ class Objective:
         with torch.no_grad():
             expected = logits(self.teacher(x))
         found = logits(output)
-        if found.shape != expected.shape or found.dim() < 2 or found.shape[1] < 2:
+        dim = self._dim(found)
+        if found.shape != expected.shape or found.shape[dim] < 2:
             raise DataError(
                 f"the net gives {tuple(found.shape)} and the uncompressed one {tuple(expected.shape)}; distillation "
-                "needs logits (n, classes, ...) of two classes and more: set distill=0 and give a loss of your own"
+                "needs logits of two classes and more: set distill=0 and give a loss of your own"
             )
-        distance = self.distill * distillation(found, expected, self.temperature)
+        distance = self.distill * distillation(found, expected, self.temperature, dim)
         return distance if loss is None else loss + distance
+
+    def _dim(self, output: Tensor) -> int:
+        """Where the classes of an output are. Raises DataError if it has no such dimension, or several might be it."""
+        known = self.task is classify or output.dim() == 2
+        dim = 1 if self._class_dim is None and known else self._class_dim
+        if dim is None or output.dim() < 2 or not -output.dim() <= dim < output.dim():
+            raise DataError(
+                f"the net gives {tuple(output.shape)}; say which dimension holds the classes, class_dim=1 or "
+                f"class_dim=-1 (now {self._class_dim}), or do not distill: distill=0"
+            )
+        return dim
 
 
 def logits(output: Any) -> Tensor:  # noqa: ANN401
