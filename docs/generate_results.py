@@ -1,4 +1,4 @@
-"""Make results.md, clustering.md and README's table of benchmarks/*.json: python docs/generate_results.py [--check]."""
+"""Make results.md, clustering.md, training_results.md and README's table: python docs/generate_results.py [--check]."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "results.md"
+TRAINING = ROOT / "docs" / "training_results.md"
 CLUSTERING = ROOT / "docs" / "clustering.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: made by docs/generate_results.py -->", "<!-- end of results -->"
@@ -17,6 +18,7 @@ NETS = {"lenet5": "LeNet-5, MNIST", "resnet20": "ResNet-20, CIFAR-10", "resnet56
 
 sys.path.insert(0, str(BENCHMARKS))
 import generate_clustering  # noqa: E402
+import generate_training  # noqa: E402
 
 from main_job import table, tables  # noqa: E402
 
@@ -84,6 +86,7 @@ def readme_table(main_job: dict, peers: dict) -> str:
                     f"| {title} | {row['bytes'] / 1000:.1f} KB | {row['ratio']:.1f}x | {row['top1']:.2f} | "
                     f"{part['dense_top1']:.2f} |"
                 )
+    lines += generate_training.readme_rows(ROOT)
     lines += [
         "",
         "The same bytes, spent three ways (ResNet-20, top-1 in percent, 91.73 uncompressed):",
@@ -107,6 +110,7 @@ def main() -> None:
     after = rest.split(END)[1]
     made = {
         PAGE: page(main_job, peers, compensation),
+        TRAINING: generate_training.page(ROOT),
         CLUSTERING: generate_clustering.page(BENCHMARKS),
         README: f"{before}{BEGIN}\n{readme_table(main_job, peers)}\n{END}{after}",
     }

@@ -50,6 +50,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def spread(values: list[float], digits: int = 2, unit: str = "") -> str:
+    """'99.47 ± 0.03': the mean, and how far from it the farthest lies; a lone value stands alone."""
+    if not values:
+        return ""
+    middle = statistics.mean(values)
+    far = max(abs(value - middle) for value in values)
+    return f"{middle:.{digits}f}{unit}" + (f" ± {far:.{digits}f}" if len(values) > 1 else "")
+
+
 def listed(labels: list[str], joint: str = "; ") -> str:
     more = f"{joint}and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return joint.join(labels[:SHOWN]) + more
