@@ -97,7 +97,13 @@ def row(name: str, model: nn.Module, shape: tuple[int, ...], rounds: int, *, bf1
     return found
 
 
+def load() -> list[float] | None:
+    """Load averages, where the system has them."""
+    return [round(part, 1) for part in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
 def main() -> None:
+    before = load()
     rounds = 3 if "quick" in sys.argv[1:] else 30
     torch.set_num_threads(1)
     rows = [
@@ -106,11 +112,13 @@ def main() -> None:
         for bf16 in (False, True)
     ]
     report = {
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": f"{platform.machine()}, 1 thread; other work may have run beside",
+        "load average before": before,
+        "load average after": load(),
         "torch": torch.__version__,
         "batch": BATCH,
         "rounds": rounds,
-        "targets": TARGETS,
+        "targets over dense": TARGETS,
         "rows": rows,
     }
     JSON.write_text(json.dumps(report, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import codeword
-from codeword.artifact import Artifact
+from codeword.artifact import Artifact, Writer, code_tensor
 from codeword.errors import MismatchError, PlanError
-from codeword.expr import Affine, Lookup, decode, leaves, lookups, with_leaves
+from codeword.expr import Affine, Lookup, Raw, Reshape, decode, leaves, lookups, with_leaves
 from codeword.methods import (
     Birch,
     DensityKMeans,
@@ -515,6 +516,26 @@ def test_models_of_half_precision(dtype: torch.dtype):
     final = tuner.finalize()
     assert final.entries["norm.weight"].dtype == str(dtype).removeprefix("torch.")
     assert torch.equal(net.eval()(x.to(dtype)), codeword.swap(model, final)(x.to(dtype)))
+
+
+def test_copies_and_pickles_of_a_net_that_trains():
+    model = made()
+    for dtype in (np.float32, np.float64):
+        book = np.array([[[-1.5], [0], [2]]], dtype)
+        lookup = Lookup(np.random.default_rng(0).integers(0, 3, (1, 4, 96)).astype(np.uint16), book)
+        writer = Writer()
+        for name, value in model.state_dict().items():
+            expr = Reshape(lookup, (4, 96)) if name == "head.weight" else Raw(value.numpy())
+            kind = "float64" if name == "head.weight" and dtype == np.float64 else str(value.dtype)[6:]
+            writer.add(code_tensor(name, kind, tuple(value.shape), expr))
+        net = Tuner(writer.finish(), reassign_every=2).prepare(model)
+        x, y = batch()
+        F.cross_entropy(net(x), y).backward()
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            other.zero_grad()
+            F.cross_entropy(other(x), y).backward()
+            grads = [[p.grad for p in some.parameters() if p.requires_grad] for some in (net, other)]
+            assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_autocast_and_compile_without_a_break():

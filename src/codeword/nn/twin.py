@@ -184,8 +184,8 @@ class _Node(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name, value in self._buffers.items():
-            if value is not None:
-                self._buffers[name] = value.view(torch_dtype(self._dtypes.get(name, "float32")))
+            if value is not None and name in self._dtypes:  # shares of gradients are not leaves
+                self._buffers[name] = value.view(torch_dtype(self._dtypes[name]))
 
     def _leaf(self, name: str, array: np.ndarray | None) -> None:
         if array is None:

@@ -146,7 +146,7 @@ class Coded(Mapping[str, TorchExpr]):
             dtype = dtype_name(leaf.values.dtype)
             if not options.wants(leaf.kind, dtype):
                 continue
-            # An optimizer that takes steps of one length (Adam) then moves all tensors by the same part of themselves.
+            # An optimizer whose steps are of one length (Adam) then moves all tensors by the same part of themselves.
             pull = sum(float(one.pull.sum()) / self._tensors[name].size ** 2 for name, one in members)
             unit = unit_of(pull, sum(one.reach for _, one in members))
             self._units[place] = unit

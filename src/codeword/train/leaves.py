@@ -59,40 +59,55 @@ class Leaf(NamedTuple):
 def trainable(expr: Expr, pull: np.ndarray | None = None, path: str = "") -> Iterator[Leaf]:
     """Every leaf that gradients can move, in the order of `expr.leaves`; masks and codes are none.
 
-    pull: of expr's shape, the squared change of the weight that each value of expr makes; None for 1.
+    pull: broadcasts to expr's shape, the squared change of the weight that each value of expr makes; None for 1.
     """
-    h = np.ones(shape(expr)) if pull is None else pull
+    full = shape(expr)
+    h = np.ones((1,) * len(full)) if pull is None else pull
+    reach = math.prod(full)
     match expr:
         case Raw(values):
             if is_float(values):
-                yield Leaf(f"{path}values", "raw", values, h, values.size)
+                yield Leaf(f"{path}values", "raw", values, np.broadcast_to(h, full), reach)
         case Lookup(codes, codebook):
             if is_float(codebook) or codebook.dtype.kind == "i":
-                yield Leaf(f"{path}codebook", "codebook", codebook, _members(codes, codebook, h), h.size)
+                yield Leaf(f"{path}codebook", "codebook", codebook, _members(codes, codebook, h), reach)
         case Affine(inner, scale, offset):
             s = None if scale is None else scale.astype(np.float64)
             yield from trainable(inner, h if s is None else h * s * s, f"{path}inner.")
             if scale is not None and is_float(scale):
                 pulled = h * np.square(decode(inner).astype(np.float64))
-                yield Leaf(f"{path}scale", _kind(scale, h.shape), scale, _summed_to(pulled, scale.shape), h.size)
+                yield Leaf(f"{path}scale", _kind(scale, full), scale, _summed_to(pulled, scale.shape), reach)
             if offset is not None and is_float(offset):
-                yield Leaf(f"{path}offset", "offset", offset, _summed_to(h, offset.shape), h.size)
+                pulled = _summed_to(np.broadcast_to(h, full), offset.shape)
+                yield Leaf(f"{path}offset", "offset", offset, pulled, reach)
         case Sum(terms):
             for index, term in enumerate(terms):
                 yield from trainable(term, h, f"{path}terms[{index}].")
         case Scatter(_, positions, inner):
-            yield from trainable(inner, h[positions].reshape(shape(inner)), f"{path}inner.")
+            some = h if h.size == 1 else np.broadcast_to(h, full)[positions]
+            yield from trainable(inner, _shaped(some, some.shape, shape(inner)), f"{path}inner.")
         case Permute(inner, order):
             yield from trainable(inner, h.transpose(tuple(np.argsort(order))), f"{path}inner.")
         case Reshape(inner):
-            yield from trainable(inner, h.reshape(shape(inner)), f"{path}inner.")
+            yield from trainable(inner, _shaped(h, full, shape(inner)), f"{path}inner.")
+
+
+def _shaped(pull: np.ndarray, full: tuple[int, ...], dims: tuple[int, ...]) -> np.ndarray:
+    """A pull that broadcasts to `full`, for the same values in another shape."""
+    if pull.size == 1:  # it stays one number: a pass over the weights is spared
+        return pull.reshape((1,) * len(dims))
+    return np.broadcast_to(pull, full).reshape(dims)
 
 
 def _members(codes: np.ndarray, codebook: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    """(g, k, d): pull (g*r, c, d) summed over the members of each codeword."""
+    """(g, k, d): pull, which broadcasts to (g*r, c, d), summed over the members of each codeword."""
     groups, k, d = codebook.shape
-    index = codes.reshape(groups, -1).astype(np.intp) + k * np.arange(groups)[:, None]
-    each = (np.bincount(index.reshape(-1), pull[..., i].reshape(-1), groups * k) for i in range(d))
+    index = (codes.reshape(groups, -1).astype(np.intp) + k * np.arange(groups)[:, None]).reshape(-1)
+    if pull.size == 1:
+        counts = np.bincount(index, minlength=groups * k).reshape(groups, k, 1)
+        return np.repeat(counts * float(pull.reshape(-1)[0]), d, axis=2)
+    full = np.broadcast_to(pull, (groups * codes.shape[1], codes.shape[2], d))
+    each = (np.bincount(index, full[..., i].reshape(-1), groups * k) for i in range(d))
     return np.stack(list(each), axis=-1).reshape(codebook.shape)
 
 
