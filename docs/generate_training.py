@@ -7,11 +7,13 @@ from pathlib import Path
 
 import section_claims
 import section_pruning
+import section_steps
 
 # In the order of the page: where it lies, from the root; a section says itself what has not been measured yet.
 SECTIONS = {
     "recipes/claims.json": (section_claims.claims, {"notes": [], "dense": {}, "rows": []}),
     "recipes/prune_sweep.json": (section_pruning.pruning, {}),
+    "benchmarks/training_step.json": (section_steps.steps, {"rows": []}),
 }
 
 
@@ -27,7 +29,8 @@ def readme_rows(root: Path) -> list[str]:
 def page(root: Path) -> str:
     parts = [
         "# Training, measured",
-        "<!-- Made by docs/generate_results.py from recipes/*.json. Edit those or the scripts, not this page. -->",
+        "<!-- Made by docs/generate_results.py from recipes/*.json and benchmarks/training_step.json. Edit those or "
+        "the scripts, not this page. -->",
         "What pruning and training of compressed nets reach ([how to](training.md)), beside what papers claim and what "
         "was wanted here. What fell short of a target says by how much; what has not been run says so.",
     ]
