@@ -14,7 +14,7 @@ import torch
 import codeword
 from codeword import KMeans
 from codeword.data import load_data
-from codeword.errors import PlanError
+from codeword.errors import PlanError, TrainingError
 from codeword.finetune import Finetune
 from codeword.train import Pruner, Tuner
 from codeword.train.loop import train
@@ -41,6 +41,20 @@ def run(kind, folder, make=small_net, **rest):
     artifact = stage.finalize()
     artifact.save(Path(folder) / "net.cw")
     return (Path(folder) / "net.cw").read_bytes(), artifact, history
+
+
+def test_masks_of_a_net_that_diverged_end_as_a_loss_that_is_no_number(tmp_path):
+    """Masks are made before the loss is looked at: the stage is the first to meet the NaN."""
+    digits = load_data("digits", limit=240)
+    loader = [*zip(torch.tensor(digits.x).split(60), torch.tensor(digits.y).split(60), strict=True)]
+    loader[2][0].fill_(float("nan"))
+    stage = Pruner(0.5, steps=8, every=1)
+    net = stage.prepare(small_net(0).train())
+    before = {name: value.clone() for name, value in (*net.state_dict().items(), *stage.masks.items())}
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, batch 2 \(of 4\); net and stage are as"):
+        train(net, stage, loader, msgspec.structs.replace(OPTIONS, distill=0), checkpoint=tmp_path)
+    after = {**net.state_dict(), **stage.masks}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 class Stop(Exception):  # noqa: N818

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from codeword.artifact import Artifact
 from codeword.atomic import make_folder
 from codeword.data import Dataset
-from codeword.errors import DataError, PlanError, TrainingError
+from codeword.errors import DataError, NonFiniteError, PlanError, TrainingError
 from codeword.execute import Progress
 from codeword.finetune import Epoch, Finetune, History
 from codeword.sources import open_source
@@ -228,6 +228,11 @@ class _Run:
                     self._seed(epoch, self._process.rank)
                 rate = self._set_rate(epoch, at)
                 losses.add(self._step(batch, f"epoch {epoch}, batch {at}"))
+                try:
+                    self._stage.step()
+                except NonFiniteError as error:
+                    losses.look(epoch, at)  # a loss that is no number says more
+                    raise _NotFinite(f"{error}: epoch {epoch}, batch {at}") from error
                 steps = at + 1
                 if steps % self._look == 0:
                     losses.look(epoch, at)
@@ -317,13 +322,12 @@ class _Run:
         return self._options.learning_rate * factor
 
     def _step(self, batch: Batch, where: str) -> Tensor:
-        """The loss of a batch, which the net was moved against."""
+        """The loss of a batch, which the optimizer has moved the net against."""
         self._optimizer.zero_grad(set_to_none=True)
         _, loss = self._loss(self._forward, batch, where, self._objective)
         loss = loss * batch.share
         loss.backward()
         self._optimizer.step()
-        self._stage.step()
         return loss.detach()
 
     def _loss(
