@@ -45,7 +45,7 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     epochs: int = 10
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     batch_size: int = 128
     optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
