@@ -56,7 +56,7 @@ def draw(axes: Axes, net: str, facts: dict) -> None:
     axes.set_xlim(-0.5, len(sparsities) - 0.3)
     axes.set_xlabel("weights that are zero")
     axes.set_ylabel("points of top-1 lost, whole test set: mean, least, most of the seeds")
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.legend(frameon=False, fontsize=9, loc="best")
 
 
 def main() -> None:

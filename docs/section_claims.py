@@ -115,7 +115,7 @@ def line(it: Group) -> list[str]:
         f"{100 * it.mean('sparsity'):.1f} %",
         spread(topped(it, "before")),
         spread(it.values("test_top1")),
-        f"{it.mean('drop'):+.2f}",
+        f"{round(it.mean('drop'), 3):+g}",
         f"{it.seeds[0]['epochs']}",
         f"{len(it.seeds)}",
     ]
@@ -138,9 +138,11 @@ def verdict(goal: Goal, groups: list[Group]) -> str:
         return f"{said}: not measured yet."
     nearest = min(rows, key=lambda it: shortfall(goal, it))
     points, times = lost(goal, nearest), goal.ratio - nearest.mean(goal.of)
-    short = [f"{points:.2f} points"] * (points > 0) + [f"{times:.1f} times"] * (times > 0)
+    short = [f"{points:g} points"] * (points > 0) + [f"{times:.1f} times"] * (times > 0)
     seeds = "" if len(nearest.seeds) >= SEEDS else f" ({len(nearest.seeds)} of {SEEDS} seeds)"
-    reached = f"{nearest.mean(goal.of):.1f}x, {nearest.mean('test_top1'):.2f} %, {nearest.mean('drop'):+.2f} points"
+    reached = (
+        f"{nearest.mean(goal.of):.1f}x, {nearest.mean('test_top1'):.2f} %, {round(nearest.mean('drop'), 3):+g} points"
+    )
     if short:
         return f"{said}: fell short by {' and '.join(short)}: *{nearest.name}* has {reached}{seeds}."
     others = [it.name for it in rows if it is not nearest and shortfall(goal, it) <= 0]
@@ -149,10 +151,10 @@ def verdict(goal: Goal, groups: list[Group]) -> str:
 
 
 def lost(goal: Goal, it: Group) -> float:
-    """Points beyond what may be lost, to the hundredth."""
+    """Points beyond what may be lost."""
     if goal.drop is not None:
-        return round(it.mean("drop") - goal.drop, 2)
-    return round((goal.top1 or 0) - it.mean("test_top1"), 2)
+        return round(it.mean("drop") - goal.drop, 3)
+    return round((goal.top1 or 0) - it.mean("test_top1"), 3)
 
 
 def shortfall(goal: Goal, it: Group) -> float:

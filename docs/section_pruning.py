@@ -97,10 +97,8 @@ def target(net: str, facts: dict) -> str:
         return f"{said}: not measured yet."
     (method, epochs), drops = min(groups.items(), key=lambda it: mean(it[1]))
     lost = round(mean(drops), 3)
-    short = "reached" if lost <= want.points else f"fell short by {lost - want.points:.2f} points"
-    return (
-        f"{said}: {short} ({lost:+.2f} points in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds)."
-    )
+    short = "reached" if lost <= want.points else f"fell short by {round(lost - want.points, 3):g} points"
+    return f"{said}: {short} ({lost:+g} points in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds)."
 
 
 def behind(cells: dict[tuple[str, int], list[float]]) -> str:
