@@ -60,7 +60,7 @@ def run(row: Row, seed: int, model: nn.Module, data: Data, file: Path, done: lis
     done: the last pruning, (key, net, Pruner, History), which a row that begins with the same one takes over.
     """
     start, before = time.perf_counter(), 0.0
-    if isinstance(row.compress, str) and row.pruned is None:
+    if isinstance(row.compress, str) and row.pruned is None and row.pace is None:  # what one call does
         options = None if row.tuned is None else msgspec.structs.replace(row.tuned, seed=seed)
         parts = {"data": data.fit, "validation": data.held_out, "on_epoch": told}
         made = codeword.fit(model, row.compress, finetune=options, seed=seed, **parts)
@@ -88,15 +88,20 @@ def shared(
 ) -> tuple[codeword.Artifact, list[History], dict[str, Any]]:
     """(artifact, histories, its bytes and accuracy before it was trained) of a row in steps."""
     how = row.compress
+    net, pruner, histories = copy.deepcopy(model), None, []
     if done:
         _, net, pruner, history = done
         histories = [history]
-        artifact = codeword.compress(net, how, seed=seed) if isinstance(how, str) else pruner.finalize(how, seed=seed)
+    if isinstance(how, str):
+        artifact = codeword.compress(net, how, seed=seed)
+    elif pruner is not None:
+        artifact = pruner.finalize(how, seed=seed)
     else:
-        net, histories = copy.deepcopy(model), []
         artifact = codeword.compress(net, **({"plan": how} if isinstance(how, Plan) else {"method": how, "seed": seed}))
-    facts = {"before_tuning": {"nbytes": artifact.nbytes, **scored(artifact, model, data)}}
+    facts: dict[str, Any] = {}
     if row.tuned is not None:
+        before = {} if isinstance(how, str) else scored(artifact, model, data)
+        facts = {"before_tuning": {"nbytes": artifact.nbytes, **before}}
         tuner = Tuner(artifact, reassign_every=row.tuned.reassign_every, train=row.kinds, pace=row.pace)
         tuned = tuner.prepare(net.train())
         options = msgspec.structs.replace(row.tuned, seed=seed)

@@ -118,82 +118,75 @@ def _with(options: Finetune, **changes: float | str | None) -> Finetune:
 
 
 _HAN = {net: Plan.load(HERE / f"deep_compression_{net}.toml") for net in ("lenet300", "lenet5")}
-_BY_HAN = {net: Pruned(_with(_LABELS, epochs=5), plan=plan) for net, plan in _HAN.items()}
 _SALIENT = Pruned(_with(_MNIST, epochs=6), 0.97)
+_LESS = Pruned(_with(_MNIST, epochs=6), 0.95)
 _SETTLED = _with(_MNIST, epochs=1, learning_rate=5e-4)
 
 
-def _deep_compression() -> list[Row]:
-    claim = "deep-compression"
-    rows = [
-        Row(
-            claim,
-            f"{net}-han",
-            net,
-            "Han et al. 2016: magnitude pruning at once to their share of zeros in each layer, retrained on labels; "
-            "k-means from a linear start; codewords trained on labels with codes fixed; entropy-coded",
-            plan,
-            _BY_HAN[net],
-            _with(_LABELS, epochs=1, learning_rate=3e-4),
-        )
-        for net, plan in _HAN.items()
-    ]
-    rows += [
+def _deep_compression(net: str, targets: tuple[str, ...], one_call: str) -> list[Row]:
+    claim, plan = "deep-compression", _HAN[net]
+    pruned = Pruned(_with(_LABELS, epochs=5), plan=plan)
+    han = Row(
+        claim,
+        f"{net}-han",
+        net,
+        "Han et al. 2016: magnitude pruning at once to their share of zeros in each layer, retrained on labels; "
+        "k-means from a linear start; codewords trained on labels with codes fixed; entropy-coded",
+        plan,
+        pruned,
+        _with(_LABELS, epochs=1, learning_rate=3e-4),
+    )
+    ours = [
         Row(
             claim,
             f"{net}-pruned-{target}",
             net,
             f"ours: pruned as in Han's row, rate-aware at {target}; codewords trained, half by distillation",
             target,
-            _BY_HAN[net],
+            pruned,
             _SETTLED,
         )
-        for net, targets in (("lenet300", ("60x", "80x")), ("lenet5", ("80x", "120x")))
         for target in targets
     ]
-    rows += [
-        Row(
-            claim,
-            f"{net}-one-call-{target}",
-            net,
-            f"ours, one call: rate-aware at {target}; codewords and weights trained, half by distillation, codes anew",
-            target,
-            None,
-            _with(_MNIST, epochs=3, reassign_every=10),
-        )
-        for net, target in (("lenet300", "60x"), ("lenet5", "100x"))
-    ]
+    alone = Row(
+        claim,
+        f"{net}-one-call-{one_call}",
+        net,
+        f"ours, one call: rate-aware at {one_call}; codewords and weights trained, half by distillation, codes anew",
+        one_call,
+        None,
+        _with(_MNIST, epochs=3, reassign_every=10),
+    )
+    return [han, *ours, alone]
+
+
+def _fang_and_jia_lenet5() -> list[Row]:
+    """Side by side, because they begin with the same pruning."""
+    rows = []
+    for pruned, birch in ((_SALIENT, Birch(15.0)), (_LESS, Birch(18.0))):
+        first = f"pruned by global dynamic saliency to {pruned.sparsity:.0%} zeros while it trains"
+        last = "codebooks trained with codes fixed"
+        rows += [
+            Row(
+                "fang",
+                f"lenet5-prune-pq-{100 * (pruned.sparsity or 0):.0f}",
+                "lenet5",
+                f"{first}; product quantization of four weights to 8 bits; {last}",
+                Plan.load(HERE / "prune_pq_lenet5.toml"),
+                pruned,
+                _SETTLED,
+            ),
+            Row(
+                "jia",
+                f"lenet5-birch-{100 * (pruned.sparsity or 0):.0f}",
+                "lenet5",
+                f"{first}; BIRCH and k-means++ at {birch.sqnr_db:.0f} dB, which find k; {last}",
+                birch,
+                pruned,
+                _SETTLED,
+            ),
+        ]
     return rows
-
-
-def _fang_lenet5() -> list[Row]:
-    return [
-        Row(
-            "fang",
-            "lenet5-prune-pq",
-            "lenet5",
-            "pruned by saliency to 97 % zeros while it trains, product quantization of four weights to 8 bits, "
-            "codebooks trained with codes fixed",
-            Plan.load(HERE / "prune_pq_lenet5.toml"),
-            _SALIENT,
-            _SETTLED,
-        )
-    ]
-
-
-def _jia_lenet5() -> list[Row]:
-    return [
-        Row(
-            "jia",
-            "lenet5-birch",
-            "lenet5",
-            "pruned by global dynamic saliency to 97 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
-            "k; codewords trained with codes fixed",
-            Birch(15.0),
-            _SALIENT,
-            _SETTLED,
-        )
-    ]
 
 
 def _wang_lenet5() -> list[Row]:
@@ -257,14 +250,21 @@ def _resnet20() -> list[Row]:
             Pruned(_with(_FIXED, epochs=2, learning_rate=5e-3), 0.65),
             _FIXED,
         ),
-        Row(
-            "fang",
-            "resnet20-ours-23x",
-            "resnet20",
-            "ours, one call: rate-aware at 23x; codewords and weights trained by distillation, codes taken anew",
-            "23x",
-            None,
-            _with(_CIFAR, learning_rate=1e-3, optimizer="adam", reassign_every=10),
+        *(
+            Row(
+                "fang",
+                f"resnet20-ours-23x{mark}",
+                "resnet20",
+                f"ours: rate-aware at 23x, {trained}{words}",
+                "23x",
+                None,
+                options,
+                pace=1.0,
+            )
+            for mark, words, options in (
+                ("", "", _CIFAR),
+                ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False)),
+            )
         ),
         Row(
             "fang",
@@ -290,6 +290,20 @@ def _resnet20() -> list[Row]:
     ]
 
 
+def _vgg() -> list[Row]:
+    kernels = KernelTemplates(1024, drop_offset=False, shared="all")
+    return [
+        Row(
+            "chen",
+            "vgg16_32-templates",
+            "vgg16_32",
+            "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits, not trained",
+            Plan((Rule("fc.weight", RateAware(0.02)), Rule("conv*.weight", kernels), Rule("*", Keep(7)))),
+            seeds=(0,),
+        )
+    ]
+
+
 def _wang_resnet20() -> list[Row]:
     starts: dict[str, Method] = {
         "density": DensityKMeans(8),
@@ -311,10 +325,11 @@ def _wang_resnet20() -> list[Row]:
 
 
 ROWS: list[Row] = [
-    *_deep_compression(),
-    *_fang_lenet5(),
-    *_jia_lenet5(),
+    *_deep_compression("lenet300", ("60x", "80x"), "60x"),
+    *_deep_compression("lenet5", ("80x", "120x"), "100x"),
+    *_fang_and_jia_lenet5(),
     *_wang_lenet5(),
     *_resnet20(),
+    *_vgg(),
     *_wang_resnet20(),
 ]
