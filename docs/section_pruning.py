@@ -41,7 +41,7 @@ def pruning(record: dict) -> list[str]:
         f"`{COMMAND}` (raw: `recipes/prune_sweep.json`). Each run starts from the trained net and has the same number "
         "of epochs, whatever the method; masks come about along the first half. Settings were chosen on 5,000 held-out "
         "training images; the test images were looked at once, at the end. Top-1 on the whole test set: mean over "
-        "seeds ± the farthest of them.",
+        "seeds ± the farthest of them; one seed where there is no ±.",
     ]
     if PICTURE.exists() and any(facts["rows"] for facts in record.values()):
         parts.append(f"![Points of top-1 lost against the share of zeros, one panel a net]({PICTURE.name})")
