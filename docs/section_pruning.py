@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from wording import listed, spread
+from wording import listed, points, spread
 
 from main_job import table
 
@@ -97,8 +97,9 @@ def target(net: str, facts: dict) -> str:
         return f"{said}: not measured yet."
     (method, epochs), drops = min(groups.items(), key=lambda it: mean(it[1]))
     lost = round(mean(drops), 3)
-    short = "reached" if lost <= want.points else f"fell short by {round(lost - want.points, 3):g} points"
-    return f"{said}: {short} ({lost:+g} points in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds)."
+    short = "reached" if lost <= want.points else f"fell short by {points(lost - want.points, '')} points"
+    facts = f"drop {points(lost)} in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds"
+    return f"{said}: {short} ({facts})."
 
 
 def behind(cells: dict[tuple[str, int], list[float]]) -> str:

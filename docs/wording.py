@@ -59,6 +59,12 @@ def spread(values: list[float], digits: int = 2, unit: str = "") -> str:
     return f"{middle:.{digits}f}{unit}" + (f" ± {far:.{digits}f}" if len(values) > 1 else "")
 
 
+def points(value: float, sign: str = "+") -> str:
+    """'+0.16', '+0.283': points of top-1 to the thousandth, of which the last is left out where it is 0."""
+    text = f"{value:{sign}.3f}"
+    return text.removesuffix("0")
+
+
 def listed(labels: list[str], joint: str = "; ") -> str:
     more = f"{joint}and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return joint.join(labels[:SHOWN]) + more
