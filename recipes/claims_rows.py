@@ -107,7 +107,7 @@ NOTES = [
     "is known to the net the files start from, and their held-out accuracy reads high; the test images are not",
     "schedules are short, for processors: 6 epochs of pruning and 1 of codewords on MNIST, 1 or 2 on CIFAR-10; a row "
     "has the seeds that were run, often one, and rows of claims_rows.py that are missing here were not run yet",
-    "before_tuning: the file before its codewords were trained; epoch_loss_heldout_seconds: an epoch each, 0 before any",
+    "before_tuning: the file before its codewords were trained; epoch_loss_heldout_seconds: epochs, 0 before any",
 ]
 
 # MNIST ---------------------------------------------------------------------------------------------------------------
