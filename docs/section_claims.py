@@ -218,7 +218,7 @@ def starts(groups: list[Group]) -> list[str]:
 def topped(it: Group, when: str) -> list[float]:
     """Top-1 of each seed, before training where that was noted."""
     rows = it.seeds if when == "after" else [seed["before_tuning"] for seed in it.seeds if "before_tuning" in seed]
-    return [row["test_top1"] for row in rows]
+    return [row["test_top1"] for row in rows if "test_top1" in row]
 
 
 def readme_rows(record: dict) -> Iterator[str]:
