@@ -11,12 +11,12 @@ def steps(record: dict) -> list[str]:
     if not record["rows"]:
         return ["## What a training step costs", "Not measured yet."]
     parts = head("What a training step costs", "python benchmarks/training_step.py", "training_step", record)
-    kinds = record["targets"]
-    busy = record["machine"].get("load", 0) > record["machine"].get("cores", 1)
+    kinds = record["targets over dense"]
+    busy = (record["load average before"] or [0])[0] > 1
     parts += [
         f"Forward, backward, optimizer and the stage's own step over the plain dense step, batch {record['batch']}, "
         f"one thread, torch {record['torch']}: ratio of medians over {record['rounds']} rounds in which all kinds take "
-        f"turns.{' Other work ran beside: ratios are uncertain by a tenth and more.' * busy}",
+        f"turns; masks are final, and are not made anew.{' Other work ran beside: ratios are uncertain by a tenth and more.' * busy}",
         table(
             ["net", "dense step", *(f"{kind} (target {most:g}x)" for kind, most in kinds.items())],
             [

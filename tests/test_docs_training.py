@@ -242,7 +242,15 @@ def test_results_say_where_a_step_costs_more_than_it_may(pages, tmp_path):
     ratios = {"masks": 1.2, "codewords": 1.1}
     row = {"net": "LeNet-5", "precision": "float32", "milliseconds": {"dense": 100.4}, "over dense": ratios}
     targets = {"masks": 1.15, "codewords": 1.3}
-    record = {"machine": {"cores": 2}, "torch": "2", "batch": 128, "rounds": 30, "targets": targets, "rows": [row]}
+    record = {
+        "machine": "x86_64",
+        "load average before": [0.3],
+        "torch": "2",
+        "batch": 128,
+        "rounds": 30,
+        "targets over dense": targets,
+        "rows": [row],
+    }
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "training_step.json").write_text(json.dumps(record))
     page = pages.page(tmp_path)
