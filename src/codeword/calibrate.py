@@ -9,6 +9,7 @@ import numpy as np
 
 from codeword.data import Dataset
 from codeword.errors import DataError, PlanError
+from codeword.evaluate import eval_mode
 from codeword.sources import TensorInfo
 
 if TYPE_CHECKING:
@@ -47,11 +48,9 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
         if isinstance(module, (nn.Linear, *_convs())) and "weight" in dict(module.named_parameters(recurse=False))
     }
     handles = [watch(name, module) for name, module in layers.items()]
-    training = [module for module in model.modules() if module.training]
     device = next((parameter.device for parameter in model.parameters()), None)
-    model.eval()
     try:
-        with torch.inference_mode():
+        with eval_mode(model), torch.inference_mode():
             for batch in _batches(data):
                 try:
                     model(batch.to(device))
@@ -65,8 +64,6 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     if not sums:
         raise DataError(f"calibration: {batches} batches reached none of {len(layers)} linear and convolution layers")
     found = {}

@@ -28,6 +28,7 @@ from codeword.artifact import Artifact
 from codeword.atomic import make_folder
 from codeword.data import Dataset
 from codeword.errors import DataError, NonFiniteError, PlanError, TrainingError
+from codeword.evaluate import eval_mode
 from codeword.execute import Progress
 from codeword.finetune import Epoch, Finetune, History
 from codeword.sources import open_source
@@ -391,18 +392,15 @@ class _Run:
 
     def _score(self, model: nn.Module) -> _Score:
         """Mean loss and top-1 over what is held out, in eval mode."""
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
         task = Objective(self._objective.task, distill=0.0, temperature=1.0)
         sums = torch.zeros(4, dtype=torch.float64)  # loss, examples, right, judged
-        with torch.no_grad():  # not inference_mode: what a module decodes and keeps would be of no use to training
+        # not inference_mode: what a module decodes and keeps would be of no use to training
+        with eval_mode(model), torch.no_grad():
             for at, batch in enumerate(self._scored.in_order() if self._scored is not None else ()):
                 if batch.y is not None:
                     output, loss = self._loss(model, batch, f"held out, batch {at}", task)
                     n = len(batch.x)
                     sums += torch.tensor([n * float(loss), n, *_hits(output, batch.y)], dtype=torch.float64)
-        for module, training in modes:
-            module.training = training
         loss, examples, right, judged = self._process.total(sums.to(self._device)).tolist()
         mean = loss / examples if examples else math.nan
         return _Score(mean if math.isfinite(mean) else None, 100 * right / judged if judged else None)
