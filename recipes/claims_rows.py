@@ -216,9 +216,11 @@ def _wang_lenet5() -> list[Row]:
 # CIFAR-10 ------------------------------------------------------------------------------------------------------------
 
 _CIFAR = Finetune(
-    epochs=4, learning_rate=3e-3, optimizer="sgd", distill=1.0, shift=4, mirror=True, reassign_every=20, compile=True
+    epochs=12, learning_rate=3e-3, optimizer="sgd", distill=1.0, shift=4, mirror=True, reassign_every=20, compile=True
 )
 _FIXED = _with(_CIFAR, epochs=1, reassign_every=None, compile=False)
+_LONGER = _with(_CIFAR, epochs=6, reassign_every=None)
+_FACTORS: tuple[Kind, ...] = ("scale", "gain", "offset", "raw")
 
 
 def _on_convs(method: Method, *, first: bool = False) -> Plan:
@@ -232,27 +234,32 @@ def _on_convs(method: Method, *, first: bool = False) -> Plan:
 def _resnet20() -> list[Row]:
     trained = "then codewords and weights trained by distillation, codes taken anew"
     lengths = ("", "", _CIFAR), ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False))
+    templates = (
+        "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits; a, b, norms and "
+    )
     return [
-        Row(
-            "chen",
-            "resnet20-templates",
-            "resnet20",
-            "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits; a, b, norms and "
-            "biases trained by distillation, templates fixed",
-            _on_convs(KernelTemplates(1024, drop_offset=False, shared="all"), first=True),
-            None,
-            _FIXED,
-            ("scale", "gain", "offset", "raw"),
+        *(
+            Row(
+                "chen",
+                f"resnet20-templates{mark}",
+                "resnet20",
+                f"{templates}biases{words} trained by distillation",
+                _on_convs(KernelTemplates(1024, drop_offset=False, shared="all"), first=True),
+                None,
+                _with(_LONGER, learning_rate=5e-3),
+                (*_FACTORS, *more),
+            )
+            for mark, words, more in (("", "", ()), ("-too", " and the templates", ("codebook",)))
         ),
         Row(
             "jia",
             "resnet20-birch",
             "resnet20",
-            "pruned by global dynamic saliency to 65 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
+            "pruned by global dynamic saliency to 60 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
             "k; codewords trained with codes fixed, all by distillation",
             Plan((Rule("linear.weight", Birch(15.0)), Rule("*conv*.weight", Birch(15.0)), Rule("*", Keep(4)))),
-            Pruned(_with(_FIXED, epochs=2, learning_rate=5e-3), 0.65),
-            _FIXED,
+            Pruned(_with(_LONGER, learning_rate=1e-2), 0.6),
+            _with(_LONGER, epochs=2),
         ),
         *(
             Row(
@@ -295,14 +302,24 @@ def _resnet20() -> list[Row]:
 
 
 def _vgg() -> list[Row]:
-    kernels = KernelTemplates(1024, drop_offset=False, shared="all")
+    plan = Plan(
+        (
+            Rule("fc.weight", RateAware(0.02)),
+            Rule("conv*.weight", KernelTemplates(1024, drop_offset=False, shared="all")),
+            Rule("*", Keep(7)),
+        )
+    )
     return [
         Row(
             "chen",
             "vgg16_32-templates",
             "vgg16_32",
-            "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits, not trained",
-            Plan((Rule("fc.weight", RateAware(0.02)), Rule("conv*.weight", kernels), Rule("*", Keep(7)))),
+            "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits; a, b, norms and "
+            "biases trained by distillation",
+            plan,
+            None,
+            _with(_LONGER, epochs=3, learning_rate=5e-3, compile=False, shift=2),
+            _FACTORS,
             seeds=(0,),
         )
     ]

@@ -62,7 +62,7 @@ class Net(NamedTuple):
 
 NETS = {
     "lenet5": Net("mnist", 2, (0.03, 0.1), 5e-4, 2, mirrored=False),
-    "resnet20": Net("cifar10", 0.5, (0.03, 0.05), 1e-4, 4, mirrored=True),
+    "resnet20": Net("cifar10", 1, (0.03, 0.05), 1e-4, 4, mirrored=True),
 }
 
 

@@ -95,6 +95,28 @@ def test_blocks_of_two_tensors_go_by_their_mean():
     ]
 
 
+def test_shares_of_what_is_no_smaller_by_hand():
+    """Shares 1/4, 1/5, 1 and 1, 1/3, 0: of equal ones the earlier is worth more, and the scale says nothing."""
+    first, second = [[1, 1, 3]], [[2e-9, 1e-9, 0]]
+    assert ranks(first, second, sparsity=1 / 6, adaptive=True) == [[[1, 1, 1]], [[1, 1, 0]]]
+    assert ranks(first, second, sparsity=2 / 6, adaptive=True) == [[[1, 0, 1]], [[1, 1, 0]]]
+    assert ranks(first, second, sparsity=3 / 6, adaptive=True) == [[[0, 0, 1]], [[1, 1, 0]]]
+    assert ranks(first, second, sparsity=4 / 6, adaptive=True) == [[[0, 0, 1]], [[1, 0, 0]]]
+
+
+def test_shares_of_blocks_count_their_weights():
+    """Means 3 and 1 of 2 weights each, shares 1/2 and 1/8; means 4 and 2 of 2 weights and 1, shares 1/2 and 1/5."""
+    pattern = Pattern(block=(1, 2))
+    both = [[2, 4, 1, 1]], [[4, 4, 2]]
+    assert ranks(*both, sparsity=2 / 7, pattern=pattern, adaptive=True) == [[[1, 1, 0, 0]], [[1, 1, 1]]]
+    assert ranks(*both, sparsity=3 / 7, pattern=pattern, adaptive=True) == [[[1, 1, 0, 0]], [[1, 1, 0]]]
+
+
+def test_shares_leave_runs_their_best():
+    two_of_four = Pattern(2, 4)
+    assert ranks([[4, 1, 2, 3]], sparsity=0.5, pattern=two_of_four, adaptive=True) == [[[1, 0, 0, 1]]]
+
+
 @given(
     st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=4),
     st.floats(0, 0.99),
@@ -222,19 +244,19 @@ def test_hidden_weights_are_those_of_straight_through_training():
 
 
 def test_saliency_by_hand():
-    """y = w x: the gradient of a weight is its input, so the mask follows |w| times the sum of inputs."""
+    """y = w x: the gradient of a weight is its input, so the mask follows w squared times the sum of inputs."""
     model = nn.Linear(4, 1, bias=False).train()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[4.0, -3.0, 2.0, 1.0]]))
     pruner = Pruner(0.5, steps=2, every=2)
     pruner.prepare(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    for x in ([1.0, 1.0, 1.0, 9.0], [0.0, 1.0, -9.0, -9.0]):  # sums 1, 2, 10, 18; times |w|: 4, 6, 20, 18
+    for x in ([1.0, 1.0, 1.0, 9.0], [0.0, 1.0, -9.0, 0.0]):  # sums 1, 2, 10, 9; times squares: 16, 18, 40, 9
         optimizer.zero_grad()
         model(torch.tensor([x])).sum().backward()
         optimizer.step()
         pruner.step()
-    assert model.weight.tolist() == [[0.0, 0.0, 2.0, 1.0]]
+    assert model.weight.tolist() == [[0.0, -3.0, 2.0, 0.0]]
 
 
 def test_saliency_does_not_see_the_scale_of_a_layer():

@@ -39,14 +39,17 @@ def rank(
     pattern: Pattern | None = None,
     macs: float | None = None,
     least: float = 0.0,
+    adaptive: bool = False,
 ) -> list[np.ndarray]:
     """Masks (r, c): in each group of tensors, by index, the share `sparsity` of lowest scores goes.
 
+    adaptive: scores compare within a tensor only; each is ranked as its share of all of its tensor that are no smaller
+    (Lee 2021, of squared magnitudes), so that the last of a tensor goes last whatever the scale of its scores.
     macs: the share of all multiply-accumulates that goes with them; how much of each of two groups goes is then
     chosen so that both shares are met as nearly as can be. least: the share of each tensor that stays whatever its
     scores. Of equal scores the earlier weight stays.
     """
-    units = [_units(it.scores, pattern) for it in tensors]
+    units = [_units(it.scores, pattern, adaptive) for it in tensors]
     keeps = [_keep(sum(units[at].weights for at in group), sparsity) for group in groups]
     if macs is not None:
         keeps = _split(units, tensors, groups, sum(keeps), (1 - macs) * _all_macs(units, tensors))
@@ -86,15 +89,27 @@ class _Units:
     locked: int = 0  # weights in units that must stay
 
 
-def _units(scores: np.ndarray, pattern: Pattern | None) -> _Units:
+def _units(scores: np.ndarray, pattern: Pattern | None, adaptive: bool) -> _Units:
     if pattern is not None and pattern.block is not None:
         means, sizes = block_means(scores, pattern.block)
-        return _Units(means.reshape(-1), sizes.reshape(-1), scores.size)
-    ones = np.broadcast_to(np.int64(1), scores.size)
-    if pattern is None:
-        return _Units(scores.reshape(-1), ones, scores.size)
+        flat, sizes = means.reshape(-1), sizes.reshape(-1)
+    else:
+        flat, sizes = scores.reshape(-1), np.broadcast_to(np.int64(1), scores.size)
+    if adaptive:
+        flat = _shares(flat, sizes)
+    if pattern is None or pattern.block is not None:
+        return _Units(flat, sizes, scores.size)
     stays = n_of_m_mask(scores, pattern.n, pattern.m).reshape(-1)
-    return _Units(np.where(stays, np.inf, scores.reshape(-1)), ones, scores.size, int(stays.sum()))
+    return _Units(np.where(stays, np.inf, flat), sizes, scores.size, int(stays.sum()))
+
+
+def _shares(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Each unit's score over the sum of all that are no smaller, its own included; 0 of 0."""
+    order = np.argsort(-scores, kind="stable")
+    sums = np.cumsum(scores[order] * sizes[order], dtype=np.float64)
+    shares = np.empty(len(scores), np.float64)
+    shares[order] = np.divide(scores[order], sums, out=np.zeros_like(sums), where=sums > 0)
+    return shares
 
 
 def _locked(units: _Units, least: float) -> _Units:

@@ -65,11 +65,11 @@ class Pruner:
     steps (25 times by default); until the last time a pruned weight goes on being trained out of sight and returns
     when it has become worth more than another.
 
-    criterion: what a weight is worth. "saliency": its magnitude times the sum of its gradient's magnitudes over all
-    steps so far, divided by the norm of all these products of its tensor (Jia 2019), so that the scale of a layer does
-    not decide; with each new mask what was summed fades to 0.8, for it is of another net. "magnitude"; "random".
-    Saliency is ahead where few weights are left and training is long enough for gradients to say more than noise
-    (LeNet-5 from 98 % on); of a net without loss left to learn from, pruned in a few hundred steps, magnitude is.
+    criterion: what a weight is worth. "saliency": its square times the sum of its gradient's magnitudes over all steps
+    so far (Jia 2019, but for the square: gradients are a noisy sample), as a share of the sum of those of its tensor
+    that are worth no less, so that the scale of a layer does not decide and the last of a layer goes last; with each
+    new mask what was summed fades to 0.8, for it is of another net. "magnitude"; "random". Saliency is ahead where few
+    weights are left; while most are and training is a few hundred steps, magnitude may be.
     scope: what is ranked together, "global" all weights (layer rates follow by themselves), "kinds" convolutions apart
     from the rest, "layer" each tensor alone. No tensor is emptied: a tenth of what the net keeps on average stays in
     each. pattern: "2:4" for 2 of each 4 neighbouring inputs, "block 4x1" for whole blocks of 4 outputs and 1 input.
@@ -353,6 +353,7 @@ class Pruner:
             pattern=self._pattern,
             macs=None if self.macs is None else self.macs * share,
             least=0.0 if self.scope == "layer" else _LEAST * (1 - sparsity),
+            adaptive=self.criterion == "saliency",
         )
         final = self.settled
         for it, weight, mask in zip(self._masked, weights, masks, strict=True):
@@ -366,22 +367,24 @@ class Pruner:
     def _scores(self, it: _Masked, weight: Tensor) -> np.ndarray:
         """What the weights of a tensor are worth, float32 of its shape. `weight`: its values, hidden ones included.
 
-        On LeNet-5 at 98 % (two epochs, held out) products over their norm left 98.98 %, as they are 98.90 %, over their
-        root mean square, which gives small layers less, 97.68 %; with the root of the gradient 98.86 %.
+        Held out, percent, LeNet-5 at 99 % after two epochs (two seeds) and ResNet-20 at 90 % after half a one: products
+        of magnitude and gradient over their norm 98.5, 98.7 and 65.0; their squares as shares 98.6, 98.6 and 73.8, with
+        the gradient to the first power, as here, 98.6, 98.5 and 77.0, without it 97.9, 98.0 and 75.5; global magnitude
+        98.0, 98.0 and 72.5.
         """
         if self.criterion == "random":
             return tensor_seed(self.seed, it.weight.name).random(tuple(weight.shape), np.float32)
         scores = weight.abs().float()  # its own memory: changed below
         if it.sums is not None:
-            scores.mul_(it.sums)
-        norm = float(torch.linalg.vector_norm(scores, dtype=torch.float64))
-        if not math.isfinite(norm):
+            scores.mul_(it.sums.sqrt())
+        most = float(scores.max()) if scores.numel() else 0.0
+        if not math.isfinite(most):
             raise NonFiniteError(
                 f"{it.weight.name!r} or its gradients hold NaN or infinity at step {self._taken}: training diverged; "
                 "go back to an earlier state and lower the learning rate"
             )
-        if it.sums is not None and norm > 0:
-            scores.div_(norm)
+        if it.sums is not None and most > 0:
+            scores.div_(most).square_()  # which would leave float32's range as they were
         return scores.cpu().contiguous().numpy()
 
     def _groups(self) -> list[list[int]]:
