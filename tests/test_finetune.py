@@ -19,8 +19,8 @@ import codeword
 from codeword.data import Dataset, load_data
 from codeword.errors import CodewordError, DataError, MismatchError, PlanError, TrainingError
 from codeword.finetune import Finetune, History
-from codeword.train.batches import moved
-from codeword.train.loop import hold_out, train
+from codeword.train.batches import hold_out, moved
+from codeword.train.loop import train
 from fake_stage import Halved, small_net
 
 DIGITS = load_data("digits", limit=400)

@@ -6,7 +6,7 @@ for batch in batches.shuffled(epoch): ...         batch.x, batch.y, batch.share
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from codeword.data import Dataset
 from codeword.errors import DataError
 from codeword.finetune import Finetune
 from codeword.train.processes import Process
+from codeword.train.randomness import seed_of
 
 _SCORED = 500  # examples at a time where nothing is kept for a backward pass
 _RESIDENT = 0.25  # of an accelerator's free memory: a Dataset that takes less is kept there
@@ -69,6 +70,32 @@ def open_batches(data: Dataset | Iterable[Any], options: Finetune, device: torch
     return _OfLoader(data, device, process)
 
 
+def count_of(data: Dataset | Iterable[Any], batch_size: int = 1) -> int | None:
+    """Batches of an epoch: of `batch_size` examples of a Dataset, or a loader's own; None if that does not say."""
+    if isinstance(data, Dataset):
+        return _full(len(data), batch_size)
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader has a __len__ in any case
+        return None
+
+
+def _full(examples: int, batch_size: int) -> int:
+    """Full batches: the last is left out if it is not, since few examples make poor running statistics."""
+    return max(examples // batch_size, 1)
+
+
+def hold_out(data: Dataset, options: Finetune) -> tuple[Dataset, Dataset | None]:
+    """(what to train on, what to score or None): examples drawn by the seed, both in the order they have in `data`."""
+    count = options.held_out_of(len(data))
+    if not count:
+        return data, None
+    order = np.random.default_rng(options.seed).permutation(len(data))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    kept = Dataset(f"{data.name}, trained on", data.x[rest], data.y[rest])
+    return kept, Dataset(f"{data.name}, held out", data.x[held], data.y[held])
+
+
 def moved(images: Tensor, generator: torch.Generator, *, shift: int = 0, mirror: bool = False) -> Tensor:
     """Images (n, c, h, w), each moved by its own random number of pixels, -shift to shift; zeros come in.
 
@@ -104,8 +131,7 @@ class _OfDataset:
 
     @property
     def count(self) -> int:
-        # The last batch is left out if it is not full: few examples make poor running statistics.
-        return max(len(self) // self._options.batch_size, 1)
+        return _full(len(self), self._options.batch_size)
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed_of(self._options.seed, epoch))
@@ -137,11 +163,11 @@ class _OfLoader:
         self._process = process if self._sampler is None else Process()
 
     def __len__(self) -> int:
-        return len(self._loader) if isinstance(self._loader, Sized) else 0
+        return self.count or 0
 
     @property
     def count(self) -> int | None:
-        return len(self) or None
+        return count_of(self._loader)
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
         if self._sampler is not None and hasattr(self._sampler, "set_epoch"):
@@ -178,8 +204,3 @@ def _part(x: Tensor, y: Tensor | None, device: torch.device, process: Process) -
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     return Batch(x, None if y is None else y.to(device, non_blocking=True), share)
-
-
-def seed_of(*parts: int) -> int:
-    """A seed for each list of numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -6,17 +6,23 @@ load_state(path)                                                                
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 from torch import Tensor
 
-from codeword.errors import MismatchError, SourceError, WriteError
+from codeword.errors import MismatchError, PlanError, SourceError, WriteError
+from codeword.finetune import Finetune
 from codeword.nn.state import as_tensor
 from codeword.safetensors_file import SafetensorsEntry, read_header, read_tensor, strict_json, write_safetensors
 from codeword.sources import open_source
+from codeword.train.processes import Process
 
 _FORMAT = "codeword training state 1"
 _KEY = "state"
@@ -49,6 +55,37 @@ def load_state(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path}: its state is damaged ({error!r:.200}); remove it and start again") from error
 
 
+def state_path(folder: Path | str, stage: type) -> Path:
+    """Where the state of such a stage is in a folder."""
+    return Path(folder) / f"{stage.__name__.lower()}.safetensors"
+
+
+def check_unused(paths: Iterable[Path], process: Process) -> None:
+    """Raises PlanError if there is a state already: what it cost must not be lost by mistake."""
+    found = [str(path) for path in paths if path.exists()]
+    # The first process's word: by the time another looks, the first may have written already.
+    if process.agree(bool(found)):
+        raise PlanError(
+            f"{' and '.join(found)} hold the state of a run; go on from there with resume=True (--resume), name "
+            "another folder, or remove what is there"
+        )
+
+
+def fingerprint(options: Finetune, state: dict[str, Any], examples: int) -> dict[str, Any]:
+    """What makes two runs the same: options, the weights they start from, how much data."""
+    tensors = {
+        f"{part}/{name}": value
+        for part in ("net", "stage")
+        for name, value in state[part].items()
+        if isinstance(value, Tensor)
+    }
+    source, digest = open_source(tensors), hashlib.sha256()
+    for info in source.infos:
+        digest.update(f"{info.name} {info.dtype} {info.shape} ".encode())
+        digest.update(np.ascontiguousarray(source.load(info.name)).reshape(-1).view(np.uint8).data)
+    return msgspec.to_builtins(options) | {"the net's digest": digest.hexdigest()[:16], "examples": examples}
+
+
 def check_same_run(path: Path, saved: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raises MismatchError, with both values of each difference, if a state is not of this run."""
     different = [
@@ -61,6 +98,19 @@ def check_same_run(path: Path, saved: dict[str, Any], mine: dict[str, Any]) -> N
             f"{path} is of another run: {'; '.join(different)}. Resume with what it was started with, name another "
             "folder, or remove what is there"
         )
+
+
+def copied(value: Any) -> Any:  # noqa: ANN401
+    """A state with tensors of its own, on the CPU."""
+    match value:
+        case Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copied(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(copied, value))
+        case _:
+            return value
 
 
 def _packed(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401

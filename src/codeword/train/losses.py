@@ -60,6 +60,11 @@ class Objective:
         self._class_dim = class_dim
 
     @property
+    def of_task(self) -> Objective:
+        """The loss of the task alone."""
+        return Objective(self.task, distill=0.0, temperature=self.temperature)
+
+    @property
     def needs_labels(self) -> bool:
         """Whether a batch must have a target."""
         return self.distill < 1
@@ -93,10 +98,16 @@ class Objective:
         return dim
 
 
-def logits(output: Any) -> Tensor:  # noqa: ANN401
-    """The logits of an output: itself, or its `logits` where a net gives more than them. Raises DataError."""
+def find_logits(output: Any) -> Tensor | None:  # noqa: ANN401
+    """An output itself, or its `logits` where a net gives more than them; None if neither is a tensor."""
     found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
+    return found if isinstance(found, Tensor) else None
+
+
+def logits(output: Any) -> Tensor:  # noqa: ANN401
+    """The logits of an output. Raises DataError if it has none."""
+    found = find_logits(output)
+    if found is None:
         raise DataError(
             f"the net gives a {type(output).__name__}, not logits; give a loss of your own and set distill=0"
         )

@@ -20,8 +20,10 @@ from codeword.data import Dataset
 from codeword.errors import PlanError
 from codeword.execute import Progress
 from codeword.finetune import Finetune, History
+from codeword.train.batches import count_of, hold_out
+from codeword.train.checkpoint import check_unused, state_path
 from codeword.train.checks import check_model
-from codeword.train.loop import OnEpoch, check_unused, hold_out, state_path, train
+from codeword.train.loop import OnEpoch, train
 from codeword.train.losses import Loss, classify
 from codeword.train.processes import best_device, group
 from codeword.train.prune import Pruner
@@ -136,13 +138,9 @@ def _within(tuner: Tuner, budget: int | None) -> Artifact:
 
 def _ramp(data: Dataset | Iterable[Any], options: Finetune) -> int:
     """Steps in which weights are pruned. Raises PlanError for a loader that does not say how long it is."""
-    if isinstance(data, Dataset):
-        steps = max(len(data) // options.batch_size, 1)
-    else:
-        try:
-            steps = len(data)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise PlanError("pruning along a ramp needs data with a length; give the loader a __len__") from error
+    steps = count_of(data, options.batch_size)
+    if steps is None:
+        raise PlanError("pruning along a ramp needs data with a length; give the loader a __len__")
     return max(round(_RAMP * options.epochs * steps), 1)
 
 
