@@ -136,11 +136,31 @@ def test_a_loader_of_ones_own():
     assert told[-1] == (6, 6)
 
 
+class Unsized(torch.utils.data.IterableDataset):
+    """A loader over this has a __len__ that raises TypeError."""
+
+    def __iter__(self):
+        return iter(loader(4))
+
+
+def test_an_epoch_of_unknown_length_goes_at_the_rate_of_its_middle():
+    once = msgspec.structs.replace(QUICK, epochs=1)
+    for data in (
+        torch.utils.data.DataLoader(Unsized(), batch_size=None),
+        type("E", (), {"__iter__": Unsized.__iter__})(),
+    ):
+        _, _, history = run(once, data=data)
+        assert history.done[1].learning_rate == pytest.approx(0.5 * once.learning_rate)
+
+
 def test_labels_are_not_needed_to_distill():
     outputs_only = msgspec.structs.replace(QUICK, distill=1.0, keep="last", epochs=3)
-    _, _, history = run(outputs_only, data=[x for x, _ in loader()], teacher=small_net(1))
-    assert history.done[3].loss < history.done[1].loss
-    assert history.done[3].held_out_loss is None
+    singles = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(DIGITS.x[:128])), 32)
+    assert isinstance(next(iter(singles)), list)
+    for data in ([x for x, _ in loader()], singles):
+        _, _, history = run(outputs_only, data=data, teacher=small_net(1))
+        assert history.done[3].loss < history.done[1].loss
+        assert history.done[3].held_out_loss is None
     with pytest.raises(DataError, match=r"epoch 1, batch 0 has no labels; .* distill=1"):
         run(data=[x for x, _ in loader()])
 
@@ -190,6 +210,35 @@ def test_images_are_moved_and_turned_each_on_its_own():
     assert len(seen) == 18
 
 
+def test_what_has_no_label_is_not_judged():
+    batch = loader(1, 100)[0]
+    half = [(batch[0], torch.where(torch.arange(100) < 50, batch[1], -100))]
+    scored = [epoch.held_out_top1 for epoch in run(data=loader(), validation=half)[2].done]
+    first = [epoch.held_out_top1 for epoch in run(data=loader(), validation=[(batch[0][:50], batch[1][:50])])[2].done]
+    assert scored == first
+
+
+def test_one_output_is_no_classification():
+    """The largest of one logit is always the first."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
+    odd = [(x, y % 2) for x, y in loader()]
+
+    def binary(output, target):
+        return nn.functional.binary_cross_entropy_with_logits(output[:, 0], target.float())
+
+    _, _, history = run(data=odd, net=net, loss=binary, validation=odd)
+    assert [epoch.held_out_top1 for epoch in history.done] == [None] * 3
+    losses = [epoch.held_out_loss for epoch in history.done]
+    assert losses[history.kept] == min(losses)
+
+
+def test_a_net_does_not_learn_from_itself():
+    stage = Halved()
+    net = stage.prepare(small_net())
+    with pytest.raises(PlanError, match=r"teacher shares '0\.weight' with the net that trains; .*copy\.deepcopy"):
+        train(net, stage, DIGITS, QUICK, teacher=net)
+
+
 # Checkpoints
 
 
@@ -225,6 +274,37 @@ def test_resumed_after_any_epoch_it_ends_with_the_same_bytes(tmp_path, options):
         assert digest(*found[:2]) == digest(*expected[:2])
         assert [epoch.loss for epoch in found[2].done] == [epoch.loss for epoch in expected[2].done]
         assert found[2].kept == expected[2].kept
+
+
+@pytest.mark.parametrize("made", ["generator", "sampler"])
+def test_a_loader_with_a_generator_of_its_own_goes_on_alike(tmp_path, made):
+    examples = torch.utils.data.TensorDataset(*(torch.from_numpy(part[:128]) for part in (DIGITS.x, DIGITS.y)))
+
+    def own():
+        generator = torch.Generator().manual_seed(5)
+        if made == "generator":
+            return torch.utils.data.DataLoader(examples, 32, shuffle=True, generator=generator)
+        sampler = torch.utils.data.RandomSampler(examples, generator=generator)
+        return torch.utils.data.DataLoader(examples, 32, sampler=sampler)
+
+    expected = run(data=own())
+    with pytest.raises(Stop):
+        run(data=own(), checkpoint=tmp_path, on_epoch=stop_after(1))
+    found = run(data=own(), checkpoint=tmp_path, resume=True)
+    assert digest(*found[:2]) == digest(*expected[:2])
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_net_with_channels_last_goes_on_alike(tmp_path, kind):
+    def net():
+        return small_net().to(memory_format=torch.channels_last)
+
+    options = msgspec.structs.replace(QUICK, optimizer=kind)
+    expected = run(options, net=net())
+    with pytest.raises(Stop):
+        run(options, net=net(), checkpoint=tmp_path, on_epoch=stop_after(1))
+    found = run(options, net=net(), checkpoint=tmp_path, resume=True)
+    assert digest(*found[:2]) == digest(*expected[:2])
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -335,7 +415,9 @@ def test_a_last_step_that_spoils_the_weights(monkeypatch):
         (3, "must be a Dataset or give batches"),
         ([(torch.zeros(4, 1, 28, 28), torch.zeros(3, dtype=torch.int64))], r"x of shape \(4, 1, 28, 28\) and y \(3,\)"),
         ([(torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64))], r"x of shape \(0, 1, 28, 28\)"),
-        ([("words", torch.zeros(3))], "x and y must be tensors or arrays, got str"),
+        ([("words", torch.zeros(3))], r"batch 0 must be x or \(x, y\), tensors or arrays; got a tuple of str, Tensor"),
+        ([(torch.zeros(3),) * 3], r"got a tuple of Tensor, Tensor, Tensor"),
+        ([{"x": torch.zeros(3)}], r"got a dict"),
         (broken_at(1, lambda x, y: (x, y + 5)), r"epoch 1, batch 1: label 1\d but the net has 10 classes \(0 to 9\)"),
         (broken_at(1, lambda x, y: (x, -y - 1)), r"batch 1: label -\d+ but"),
         (broken_at(3, lambda x, y: (x[:, :, :3], y)), r"epoch 1, batch 3: Sequential does not take x \(32, 1, 3, 28\)"),

@@ -13,6 +13,7 @@ from codeword import KMeans
 from codeword.data import load_data
 from codeword.errors import MismatchError
 from codeword.train import Pruner, Tuner
+from fake_stage import small_net
 from test_train_distributed import plain_net
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of its own dependencies, and of small loaders
@@ -125,6 +126,15 @@ def test_a_checkpoint_brings_the_stage_back(lightning, module_of, tmp_path, kind
     trainer.save_checkpoint(tmp_path / "state.ckpt")
     callback, _ = fitted(lightning, module_of, kind, 2, tmp_path, ckpt_path=tmp_path / "state.ckpt")
     assert same(callback.artifact, by_hand(kind, 2))
+
+
+def test_norms_that_are_in_eval_mode_stay_so(lightning, module_of):
+    from codeword.train.lightning import Compression
+
+    module = module_of(small_net())
+    module.net[1].eval()
+    Compression(Pruner(0.5, steps=4), "net").setup(None, module, "fit")
+    assert [module.net.training, module.net[1].training] == [True, False]
 
 
 def test_a_stage_that_makes_another_net_needs_an_attribute(lightning, module_of):

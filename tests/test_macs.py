@@ -55,6 +55,18 @@ def test_each_layer_by_the_positions_its_weights_are_used_at(layer, shape, uses)
     assert count(layer, torch.rand(shape)).tensors[0].uses == uses
 
 
+def test_layers_that_are_called_by_keyword():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.up = nn.Linear(4, 3), nn.ConvTranspose1d(2, 2, 3)
+
+        def forward(self, x):
+            return self.up(input=self.fc(input=x))
+
+    assert [it.uses for it in count(Net(), torch.rand(2, 2, 4)).tensors] == [2, 3]
+
+
 def test_layers_that_run_twice_or_share_a_weight_count_twice_and_are_kept_once():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight

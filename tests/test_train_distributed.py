@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 import codeword
 from codeword.data import load_data
 from codeword.train.loop import train
-from codeword.train.processes import best_device, group
+from codeword.train.processes import Process, average, best_device, group
 from test_train_stages import OPTIONS, STAGES, prepared
 
 
@@ -23,6 +24,26 @@ def plain_net(seed):
     """Without norms and dropout, which see the part of a batch that is a process's and not the whole."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Alike(Process):
+    """One of several that all hold the same."""
+
+    def total(self, values):
+        return values.mul_(self.count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("count", [2, 3])
+def test_buffers_that_are_alike_everywhere_stay_as_they_are(dtype, count):
+    """Masks are filled with the lowest number there is: the sum of two is -infinity."""
+    generator = torch.Generator().manual_seed(0)
+    buffer = torch.randn(1000, generator=generator).to(dtype)
+    buffer[0], buffer[1] = torch.finfo(dtype).min, torch.finfo(dtype).max
+    before = buffer.clone()
+    average([buffer], Alike(count=count))
+    assert torch.equal(buffer, before)
 
 
 def worker(folder):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import codeword
 from codeword.artifact import Artifact, Writer, code_tensor
-from codeword.errors import MismatchError, PlanError
+from codeword.errors import MismatchError, NonFiniteError, PlanError
 from codeword.expr import Affine, Lookup, Raw, Reshape, decode, leaves, lookups, with_leaves
 from codeword.methods import (
     Birch,
@@ -518,6 +518,44 @@ def test_models_of_half_precision(dtype: torch.dtype):
     assert torch.equal(net.eval()(x.to(dtype)), codeword.swap(model, final)(x.to(dtype)))
 
 
+def test_what_is_frozen_half_way_stays_as_it_is():
+    model = made()
+    tuner = Tuner(compressed(model, KMeans(8)), reassign_every=2)
+    net: Any = tuner.prepare(model)
+    trained(tuner, net, 3)
+    net.conv.requires_grad_(False)
+    before = net.conv.weight.clone()
+    head = net.head.weight.clone()
+    trained(tuner, net, 4)
+    assert torch.equal(net.conv.weight, before)
+    assert not torch.equal(net.head.weight, head)
+
+
+@pytest.mark.parametrize("leaf", ["conv.expr.shadow", "head.bias", "codebook"])
+def test_a_net_that_diverged_gets_no_new_codes_and_no_file(leaf: str):
+    model = made()
+    tuner = Tuner(compressed(model, RateAware(0.05)), reassign_every=1)
+    net = tuner.prepare(model).train()
+    with torch.no_grad():
+        name = next(name for name, _ in net.named_parameters() if name.endswith(leaf))
+        net.get_parameter(name).view(-1)[0] = float("nan")
+    if not leaf.endswith("bias"):
+        with pytest.raises(NonFiniteError, match=r"'conv\.weight' .*NaN or infinity"):
+            tuner.step()
+    if not leaf.endswith("shadow"):  # which is in no file
+        with pytest.raises(NonFiniteError, match=rf"'{name[:4]}\.\w+' .*NaN or infinity"):
+            tuner.finalize()
+
+
+def test_values_that_were_infinite_in_the_file_may_be_so_again():
+    model = made()
+    with torch.no_grad():
+        model.head.bias[0] = -float("inf")
+    tuner = Tuner(codeword.compress(model, method=KMeans(4), keep_nonfinite=True))
+    tuner.prepare(model)
+    assert tuner.finalize().decode("head.bias")[0] == -np.inf
+
+
 def test_copies_and_pickles_of_a_net_that_trains():
     model = made()
     for dtype in (np.float32, np.float64):
@@ -591,6 +629,12 @@ def test_what_is_refused():
             call()
     with pytest.raises(MismatchError, match="do not fit"):
         tuner.prepare(nn.Linear(3, 3))
+    again = Tuner(artifact)
+    again.prepare(model)
+    with pytest.raises(MismatchError, match="do not fit"):
+        again.prepare(nn.Linear(3, 3))
+    with pytest.raises(PlanError, match=r"tuner.prepare\(model\) first"):  # half of this, half of that
+        again.finalize()
     with pytest.raises(MismatchError, match="none of the 5 parameters"):
         tuner.prepare(made().requires_grad_(False))
     with pytest.raises(MismatchError, match="nothing of this Net trains"):
@@ -602,3 +646,7 @@ def test_what_is_refused():
     other.prepare(model)
     with pytest.raises(MismatchError, match="the state of another tuner"):
         tuner.load_state_dict(other.state_dict())
+    state = tuner.state_dict()
+    name = next(name for name in state if name.startswith("master."))
+    with pytest.raises(MismatchError, match=rf"'{name}' of the state is \(2, 2\), here it is \("):
+        tuner.load_state_dict(state | {name: torch.zeros(2, 2)})

@@ -93,7 +93,7 @@ class Epoch(msgspec.Struct, frozen=True):
     """One epoch; number 0 is the net before any."""
 
     epoch: int
-    loss: float | None  # mean over the examples trained on; None for epoch 0
+    loss: float | None  # mean over the batches trained on; None for epoch 0
     held_out_loss: float | None  # None where nothing is held out
     held_out_top1: float | None  # percent; None too where the task is no classification
     learning_rate: float | None  # in the last step

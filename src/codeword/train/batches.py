@@ -67,7 +67,7 @@ def open_batches(data: Dataset | Iterable[Any], options: Finetune, device: torch
             f"data is a {type(data).__name__}, which gives its batches once; give what starts anew for each epoch, "
             "such as a DataLoader or a list"
         )
-    return _OfLoader(data, device, process)
+    return _OfLoader(data, options.seed, device, process)
 
 
 def count_of(data: Dataset | Iterable[Any], batch_size: int = 1) -> int | None:
@@ -155,8 +155,8 @@ class _OfDataset:
 
 
 class _OfLoader:
-    def __init__(self, loader: Iterable[Any], device: torch.device, process: Process) -> None:
-        self._loader, self._device = loader, device
+    def __init__(self, loader: Iterable[Any], seed: int, device: torch.device, process: Process) -> None:
+        self._loader, self._seed, self._device = loader, seed, device
         # A DistributedSampler gives each process its own part already.
         sampler = getattr(loader, "sampler", None)
         self._sampler = sampler if hasattr(sampler, "num_replicas") else None
@@ -172,22 +172,38 @@ class _OfLoader:
     def shuffled(self, epoch: int) -> Iterator[Batch]:
         if self._sampler is not None and hasattr(self._sampler, "set_epoch"):
             self._sampler.set_epoch(epoch)
+        self._reseed(epoch)
         return self._batches(self._process)
 
     def in_order(self) -> Iterator[Batch]:
+        self._reseed(0)
         # Whole batches in turn: parts of a small one might be empty.
         for at, batch in enumerate(self._batches(Process())):
             if at % self._process.count == self._process.rank:
                 yield batch
 
+    def _reseed(self, epoch: int) -> None:
+        """Seed generators that the loader has of its own: a resumed run must meet the order it would have met."""
+        for owner in (self._loader, *(getattr(self._loader, name, None) for name in ("sampler", "batch_sampler"))):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed_of(self._seed, epoch))
+
     def _batches(self, process: Process) -> Iterator[Batch]:
         for at, batch in enumerate(self._loader):
-            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
-            try:
-                pair = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(f"batch {at}: x and y must be tensors or arrays, got {type(x).__name__}") from error
-            yield _part(*pair, self._device, process)
+            yield _part(*_pair(batch, at), self._device, process)
+
+
+def _pair(batch: Any, at: int) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+    """(x, y) of what a loader gives; y None if there is none. Raises DataError if it is something else."""
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    try:
+        x, y = parts if len(parts) == 2 else (*parts, None)
+        return torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(type(part).__name__ for part in parts[:5])
+        found = f"{type(batch).__name__} of {kinds}" if isinstance(batch, (tuple, list)) else kinds
+        raise DataError(f"batch {at} must be x or (x, y), tensors or arrays; got a {found}") from error
 
 
 def _part(x: Tensor, y: Tensor | None, device: torch.device, process: Process) -> Batch:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from codeword.artifact import Artifact
 from codeword.coding import encode_leaf
-from codeword.expr import Expr, dtype_name, leaves, lookups, with_leaves
+from codeword.errors import NonFiniteError
+from codeword.expr import Expr, dtype_name, is_float, leaves, lookups, with_leaves
 from codeword.kernels.assign import code_dtype
 from codeword.nn.state import as_tensor
 from codeword.nn.twin import TorchExpr
@@ -165,11 +166,16 @@ class Coded(Mapping[str, TorchExpr]):
 
     @torch.no_grad()
     def reassign(self, spare: float) -> None:
-        """New codes for all tensors with a shadow, in (1 + spare) times the bytes that they took in the file."""
-        for tensor in self._tensors.values():
-            if tensor.twin.shadow is None:
+        """New codes for all tensors with a shadow, in (1 + spare) times the bytes that they took in the file.
+
+        A shadow that was frozen since keeps its tensor's codes. Raises NonFiniteError.
+        """
+        for name, tensor in self._tensors.items():
+            if tensor.twin.shadow is None or not tensor.twin.shadow.requires_grad:
                 continue
             wanted = tensor.twin.wanted
+            if not bool(wanted.isfinite().all()):
+                raise diverged(name)
             target = wanted.cpu().numpy()
             importance = np.ones((1,) * target.ndim)
             if tensor.pruned is not None:
@@ -199,9 +205,15 @@ class Coded(Mapping[str, TorchExpr]):
         return found
 
     def compacted(self) -> dict[str, Expr]:
-        """The expressions as the file may hold them: without codewords that no code names in any use of a codebook."""
+        """The expressions as the file may hold them: without codewords that no code names in any use of a codebook.
+
+        Raises NonFiniteError.
+        """
         exprs = {name: tensor.twin.to_expr() for name, tensor in self._tensors.items()}
         arrays = {name: dict(leaves(expr)) for name, expr in exprs.items()}
+        for name, found in arrays.items():
+            if not all(np.isfinite(array).all() for array in found.values() if is_float(array)):
+                raise diverged(name)
         uses: dict[Place, list[Place]] = defaultdict(list)
         for name, tensor in self._tensors.items():
             for path in () if tensor.frozen else arrays[name]:
@@ -255,6 +267,14 @@ class Coded(Mapping[str, TorchExpr]):
                 if both and not self._tensors[name].frozen and not _counts(book):
                     books[Place(name, path)] = Place(lender, first)
         return books
+
+
+def diverged(name: str) -> NonFiniteError:
+    """The error for a tensor that has values no file should hold."""
+    return NonFiniteError(
+        f"{name!r} has come to hold NaN or infinity: training diverged; go back to an earlier state and lower the "
+        "learning rate"
+    )
 
 
 def _share(unit: float, members: list[tuple[str, Leaf]]) -> np.ndarray:

@@ -50,7 +50,9 @@ class Compression(_callback()):
         del trainer
         if stage != "fit" or self._prepared:
             return
-        net = pl_module.get_submodule(self._attribute).train()
+        net = pl_module.get_submodule(self._attribute)
+        if not net.training:  # else some modules of it may be in eval mode on purpose
+            net.train()
         found = self.stage.prepare(net)
         if not self._attribute and found is not net:
             raise MismatchError(

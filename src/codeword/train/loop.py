@@ -101,6 +101,7 @@ def train(
     process = this_process()
     device = next(iter(net.parameters())).device
     if teacher is not None:
+        _check_teacher(teacher, net)
         teacher = teacher.to(device)
     objective = Objective(
         loss, teacher, distill=options.distill, temperature=options.temperature, class_dim=options.class_dim
@@ -133,6 +134,17 @@ def train(
                 ) from None
         run.finish()
     return run.history
+
+
+def _check_teacher(teacher: nn.Module, net: nn.Module) -> None:
+    """Raises PlanError if they share a weight: nothing is learned from outputs that are one's own."""
+    own = set(map(id, net.parameters()))
+    for name, parameter in teacher.named_parameters():
+        if id(parameter) in own:
+            raise PlanError(
+                f"the teacher shares {name!r} with the net that trains; give a copy, made before a Pruner prepares the "
+                "model in place: teacher=copy.deepcopy(model)"
+            )
 
 
 class _Run:

@@ -52,7 +52,9 @@ class Objective:
         class_dim: int | None = None,
     ) -> None:
         if distill and teacher is None:
-            raise PlanError(f"distill is {distill}, but there is no uncompressed net to learn from; give teacher=")
+            raise PlanError(
+                f"distill is {distill}, but there is no uncompressed net to learn from; give teacher=, or set distill=0"
+            )
         self.task = task
         self.teacher = teacher.eval() if teacher is not None and distill else None
         self.distill = distill

@@ -124,12 +124,13 @@ def uses(model: nn.Module, weights: Sequence[LayerWeight], example: Tensor | tup
     totals: dict[int, int] = {}
     named = {id(weight.parameter): weight.name for weight in weights}
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         key = id(module.weight)
-        totals[key] = totals.get(key, 0) + _positions(module, args[0], output)
+        given = args[0] if args else kwargs["input"]
+        totals[key] = totals.get(key, 0) + _positions(module, given, output)
 
     layers = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
-    handles = [it.register_forward_hook(hook) for it in model.modules() if isinstance(it, layers)]
+    handles = [it.register_forward_hook(hook, with_kwargs=True) for it in model.modules() if isinstance(it, layers)]
     device = next((parameter.device for parameter in model.parameters()), None)
     try:
         with eval_mode(model), torch.no_grad():

@@ -26,8 +26,12 @@ def make_optimizer(net: nn.Module, options: Finetune) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, options: Finetune, epoch: int, at: int, steps: int | None) -> float:
-    """Set the learning rate of step `at` (from 0) of an epoch (from 1) of `steps` steps, and return it."""
-    done = (epoch - 1 + (at + 0.5) / max(steps or 1, at + 1)) / options.epochs
+    """Set the learning rate of step `at` (from 0) of an epoch (from 1) of `steps` steps, and return it.
+
+    While nobody knows how many steps an epoch has, all of them go at the rate of its middle.
+    """
+    part = (at + 0.5) / max(steps, at + 1) if steps else 0.5
+    done = (epoch - 1 + part) / options.epochs
     rate = options.learning_rate * min(1.0, done / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -101,4 +101,6 @@ def average(buffers: Iterable[Tensor], process: Process) -> None:
     if process.count > 1:
         for buffer in buffers:
             if buffer.is_floating_point():
-                buffer.copy_(process.total(buffer.clone()) / process.count)
+                # In float64 the mean of equal values is that value, and the sum of the lowest ones is in range: masks
+                # are often filled with those.
+                buffer.copy_(process.total(buffer.to(torch.float64, copy=True)) / process.count)

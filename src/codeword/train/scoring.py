@@ -103,11 +103,11 @@ def is_worse(found: Score, best: Score) -> bool:
 
 
 def _hits(output: Any, target: Tensor) -> tuple[int, int]:  # noqa: ANN401
-    """(right, judged) of a batch: of logits (n, classes) and one class each; else nothing is judged."""
+    """(right, judged) of a batch: of logits (n, two classes or more) and one class each; else nothing is judged."""
     found = find_logits(output)
-    if found is None or found.dim() != 2 or target.dim() != 1 or target.is_floating_point():
+    if found is None or found.dim() != 2 or found.shape[1] < 2 or target.dim() != 1 or target.is_floating_point():
         return 0, 0
-    return int((found.argmax(1) == target).sum()), len(target)
+    return int((found.argmax(1) == target).sum()), int((target != _IGNORED).sum())
 
 
 def _refusal(forward: Any, batch: Batch, output: Any, error: Exception) -> str:  # noqa: ANN401

@@ -26,7 +26,7 @@ from codeword.errors import MismatchError, PlanError
 from codeword.expr import DTYPES, FLOATS, Expr, Raw, dtype_name
 from codeword.nn.swap import root_of, swap_with
 from codeword.train.checks import check_mode, check_model
-from codeword.train.coded import Coded, Options
+from codeword.train.coded import Coded, Options, diverged
 from codeword.train.leaves import KINDS, Form, Held, Kind, mantissa_bits
 from codeword.train.processes import keep_codes_here
 
@@ -105,7 +105,7 @@ class Tuner:
         Raises MismatchError if they do not fit each other, or nothing would train.
         """
         check_model(model)
-        self._steps = 0
+        self._net, self._steps = None, 0
         self._coded = Coded(self.artifact, self._options)
         net, swapped = swap_with(model, self.artifact, self._coded.make)
         self.fixed = dict.fromkeys(self._coded.frozen, "requires_grad is False")
@@ -131,7 +131,9 @@ class Tuner:
         return net
 
     def step(self) -> None:
-        """After each step of the optimizer: keeps what runs as the file holds it; takes codes anew when it is time."""
+        """To be called after each step of the optimizer: rounds what runs to what the file holds, and takes codes anew
+        when it is time. Raises PlanError in eval mode or before `prepare`, NonFiniteError as `reassign` does.
+        """
         check_mode(self._prepared())
         self._settle()
         self._steps += 1
@@ -139,14 +141,17 @@ class Tuner:
             self.reassign()
 
     def reassign(self) -> None:
-        """New codes for all tensors with a shadow; `step` calls this every `reassign_every` steps."""
+        """New codes for all tensors with a shadow that trains; `step` calls this every `reassign_every` steps.
+
+        Raises NonFiniteError if a tensor has come to hold NaN or infinity.
+        """
         self._prepared()
         self._coded.reassign(self._spare() if self._options.hold_rate else 0.0)
 
     def finalize(self, metadata: Mapping[str, str] | None = None) -> Artifact:
         """The file of the net as it is now: it decodes to the very values that run. Training may go on after it.
 
-        metadata: in place of the artifact's own.
+        metadata: in place of the artifact's own. Raises NonFiniteError if training made a value NaN or infinite.
         """
         self._prepared()
         self._settle()
@@ -180,6 +185,12 @@ class Tuner:
                 f"the state of another tuner: {len(odd)} entries differ, such as {odd[0]!r}; "
                 "prepare with the artifact, model and options it was saved with"
             )
+        masters = {name: held.master for name, held in self._held.items() if held.master is not None}
+        for name, master in masters.items():
+            found = state[f"master.{name}"]
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            if shape != tuple(master.shape):
+                raise MismatchError(f"'master.{name}' of the state is {shape}, here it is {tuple(master.shape)}")
         self._steps = int(state["steps"])
         self._coded.set_prices({name: float(state[f"price.{name}"]) for name in self._coded})
         for name, held in self._held.items():
@@ -238,7 +249,10 @@ class Tuner:
         if holder in exprs:
             return exprs[holder]
         if holder in self._dense:
-            return Raw(self._array(holder, *self._dense[holder]))
+            values = self._array(holder, *self._dense[holder])
+            if not np.isfinite(values).all() and np.isfinite(self.artifact.decode(holder)).all():
+                raise diverged(holder)
+            return Raw(values)
         return self.artifact[entry.name]
 
     def _holder(self, name: str) -> str:
