@@ -10,6 +10,7 @@ import codeword
 from codeword.calibrate import check_importance, importance_from_data
 from codeword.data import Dataset, load_data
 from codeword.errors import DataError, PlanError
+from codeword.math.moments import Moments
 from codeword.sources import open_source
 
 
@@ -22,43 +23,71 @@ def random(*shape, seed=0):
 
 
 def test_linear_by_hand():
-    # Two examples: E[x**2] of the inputs is (1 + 9) / 2, (4 + 0) / 2, (16 + 4) / 2.
+    """Of (1, 2, 4) and (-3, 0, 2): E[x x^T] has (1 + 9) / 2, (2 + 0) / 2, (4 - 6) / 2 in its first row."""
     found = importance_from_data(net(nn.Linear(3, 2)), [np.array([[1, 2, 4], [-3, 0, 2]], np.float32)])
     assert list(found) == ["0.weight"]
-    assert found["0.weight"].dtype == np.float32
-    np.testing.assert_allclose(found["0.weight"], [[5, 2, 10], [5, 2, 10]], rtol=1e-6)
+    assert found["0.weight"].second.dtype == np.float32
+    np.testing.assert_allclose(found["0.weight"].second, [[[5, 1, -1], [1, 2, 4], [-1, 4, 10]]], rtol=1e-6)
+    np.testing.assert_allclose(found["0.weight"].diagonal(2), [[5, 2, 10], [5, 2, 10]], rtol=1e-6)
 
 
 def test_conv2d_by_hand():
-    x = np.stack([np.full((2, 2), 3.0), [[1, 2], [3, 4]]])[None].astype(np.float32)  # 1 image of 2 channels
+    x = np.array([[[[3, 3], [3, 3]], [[1, 2], [3, 4]]]], np.float32)  # one image of 2 channels: one place for a kernel
     found = importance_from_data(net(nn.Conv2d(2, 3, 2)), [x])["0.weight"]
-    assert found.shape == (3, 2, 2, 2)
-    np.testing.assert_allclose(found[:, 0], 9, rtol=1e-6)
-    np.testing.assert_allclose(found[:, 1], (1 + 4 + 9 + 16) / 4, rtol=1e-6)
+    inputs = np.array([3, 3, 3, 3, 1, 2, 3, 4])
+    np.testing.assert_allclose(found.second, np.outer(inputs, inputs)[None], rtol=1e-6)
 
 
-def test_groups_see_their_own_channels():
-    x = random(5, 4, 3, 3) * np.array([1, 2, 3, 4], np.float32).reshape(1, 4, 1, 1)
-    moment = np.square(x.astype(np.float64)).mean((0, 2, 3))
-    found = importance_from_data(net(nn.Conv2d(4, 6, 3, padding=1, groups=2)), [x])["0.weight"]
-    assert found.shape == (6, 2, 3, 3)
-    for out in range(6):
-        for channel in range(2):
-            np.testing.assert_allclose(found[out, channel], moment[2 * (out // 3) + channel], rtol=1e-5)
+LAYERS = {
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2), (5, 4, 9, 8)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, (3, 2), padding="same", dilation=2, groups=4), (5, 4, 7, 8)),
+    "circular": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular"), (5, 4, 9)),
+    "sequences": (lambda: nn.Linear(7, 3), (5, 2, 7)),
+}
 
 
-@pytest.mark.parametrize(("layer", "dims"), [(nn.Conv1d(3, 2, 2), 1), (nn.Conv3d(3, 2, 2), 3)])
-def test_other_convolutions(layer, dims):
-    x = random(4, 3, *[5] * dims)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_say_what_errors_cost_at_the_output(name, layout):
+    """e H e for each row e of an error is the mean square that the layer itself makes of that error."""
+    make, shape = LAYERS[name]
+    x = torch.from_numpy(random(*shape))
+    x = x.to(memory_format=layout) if x.dim() == 4 else x
+    layer = make()
+    second = importance_from_data(net(layer), [x])["0.weight"].second
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(random(*layer.weight.shape, seed=1)))
+        layer.bias.zero_()
+        out = layer(x).double()
+    out = out if name == "sequences" else out.movedim(1, -1)
+    error = layer.weight.detach().double().flatten(1).numpy()
+    h = np.repeat(second.astype(np.float64), len(error) // len(second), axis=0)
+    expected = out.reshape(-1, len(error)).square().mean(0).numpy()
+    np.testing.assert_allclose(np.einsum("ri,rij,rj->r", error, h, error), expected, rtol=1e-4)
+
+
+def test_large_images_are_sampled_at_places_that_a_seed_chose():
+    x = random(8, 3, 20, 20) + np.float32(1)
+    model = net(nn.Conv2d(3, 2, 3))
+    one, two = (importance_from_data(model, [x])["0.weight"].second for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(np.einsum("gii->gi", one) - 2).max() < 0.5  # E[x**2] of 512 of 2,592 patches
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Conv3d(3, 2, 2), (4, 3, 5, 5, 5)), (nn.Conv2d(520, 2, 3), (1, 520, 4, 4))]
+)
+def test_of_wide_weights_and_volumes_the_diagonal_alone(layer, shape):
+    x = random(*shape)
     found = importance_from_data(net(layer), [x])["0.weight"]
-    moment = np.square(x.astype(np.float64)).mean((0, *range(2, 2 + dims)))
-    np.testing.assert_allclose(found, np.broadcast_to(moment.reshape(1, 3, *[1] * dims), found.shape), rtol=1e-5)
+    moment = np.square(x.astype(np.float64)).mean((0, *range(2, x.ndim)))
+    kernel = [1] * (x.ndim - 2)
+    np.testing.assert_allclose(found, np.broadcast_to(moment.reshape(1, -1, *kernel), found.shape), rtol=1e-4)
 
 
-def test_linear_over_sequences_counts_every_position():
-    x = random(4, 7, 5)
-    found = importance_from_data(net(nn.Linear(5, 2)), [x])["0.weight"]
-    np.testing.assert_allclose(found[0], np.square(x.astype(np.float64)).mean((0, 1)), rtol=1e-5)
+def diagonal(found, rows=1):
+    """What a squared error of each weight of the first row costs."""
+    return found.diagonal(rows)[0]
 
 
 def test_later_layers_see_what_reaches_them():
@@ -66,7 +95,7 @@ def test_later_layers_see_what_reaches_them():
     x = torch.from_numpy(random(50, 6))
     hidden = F.relu(model[0](x)).detach().double().square().mean(0)
     found = importance_from_data(model, [x])
-    np.testing.assert_allclose(found["2.weight"][3], hidden.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(diagonal(found["2.weight"]), hidden.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [[100], [50, 50], [90, 10], [1, 99], [33, 33, 34]])
@@ -74,7 +103,7 @@ def test_examples_count_alike_however_they_are_batched(cuts):
     model, x = net(nn.Linear(6, 5)), random(100, 6) * np.linspace(0, 3, 100, dtype=np.float32)[:, None]
     batches = np.split(x, np.cumsum(cuts)[:-1])
     expected = np.square(x.astype(np.float64)).mean(0)
-    np.testing.assert_allclose(importance_from_data(model, batches)["0.weight"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(diagonal(importance_from_data(model, batches)["0.weight"]), expected, rtol=1e-5)
 
 
 def test_batches_may_be_tensors_pairs_or_a_dataset_longer_than_one_batch():
@@ -83,16 +112,17 @@ def test_batches_may_be_tensors_pairs_or_a_dataset_longer_than_one_batch():
     y = np.zeros(300, np.int64)
     expected = np.square(x.astype(np.float64)).mean(0)
     for data in (Dataset("d", x, y), [torch.from_numpy(x)], [(x, y)], [[torch.from_numpy(x), y]], iter([x])):
-        np.testing.assert_allclose(importance_from_data(model, data)["0.weight"][0], expected, rtol=1e-5)
+        np.testing.assert_allclose(diagonal(importance_from_data(model, data)["0.weight"]), expected, rtol=1e-5)
 
 
-def test_inputs_that_are_always_zero_keep_a_thousandth_of_the_mean():
-    x = random(100, 4)
-    x[:, 2] = 0
-    found = importance_from_data(net(nn.Linear(4, 3)), [x])["0.weight"][0]
-    assert found[2] == pytest.approx(1e-3 * np.square(x).mean(0).mean(), rel=1e-5)
-    dead = importance_from_data(net(nn.Linear(4, 3)), [np.zeros((2, 4), np.float32)])["0.weight"]
-    np.testing.assert_array_equal(dead, np.ones((3, 4), np.float32))
+def test_layers_that_only_zeros_reach_are_left_out():
+    model = net(nn.Linear(4, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.zero_()
+    assert list(importance_from_data(model, [random(5, 4)])) == ["0.weight"]
+    assert importance_from_data(model, [np.zeros((2, 4), np.float32)]) == {}
+    assert codeword.compress(model, method="rate-aware:lam=0.1", data=[np.zeros((2, 4), np.float32)]).nbytes
 
 
 class Fails(nn.Module):
@@ -123,7 +153,7 @@ def test_hooks_are_removed_and_modes_restored(broken):
 def test_a_net_in_training_is_measured_in_eval_mode():
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(4, 4)).train()
     x = random(20, 4)
-    found = importance_from_data(model, [x])["1.weight"][0]
+    found = diagonal(importance_from_data(model, [x])["1.weight"])
     np.testing.assert_allclose(found, np.square(x.astype(np.float64)).mean(0), rtol=1e-5)
 
 
@@ -194,18 +224,55 @@ def test_bad_importance(name, h, says):
         codeword.compress(weights, "4x", importance={name: h})
 
 
-def weighted_error(artifact, weight, h):
-    return float((h * np.square(artifact.decode("0.weight") - weight)).sum())
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (np.ones((1, 4, 4)), r"shape \(1, 4, 4\), the tensor \(4, 3\); expected \(groups, 3, 3\)"),
+        (np.ones((3, 3, 3)), "groups a divisor of 4"),
+        (np.full((1, 3, 3), np.nan), r"'w.weight' is nan at \[0, 0, 0\]"),
+        (-np.eye(3)[None], r"'w.weight' is -1.0 at \[0, 0\]"),
+        (np.zeros((1, 3, 3)), "zero everywhere"),
+        (1 - np.eye(3)[None], "'w.weight': moments of 3 inputs are not positive semidefinite"),
+    ],
+)
+def test_bad_moments(second, says):
+    with pytest.raises(PlanError, match=says):
+        codeword.compress(
+            {"w.weight": random(4, 3)}, method="rate-aware:lam=0.1", importance={"w.weight": Moments(second)}
+        )
 
 
-def test_importance_lowers_the_error_it_weighs_at_equal_bytes():
+def output_error(artifact, model, x):
+    return float(np.square(x @ (artifact.decode("0.weight") - model[0].weight.detach().numpy()).T).mean())
+
+
+def test_measured_moments_lower_the_output_error_at_equal_bytes():
     model = net(nn.Linear(128, 64))
-    weight = model[0].weight.detach().numpy()
-    x = random(400, 128) * np.logspace(-2, 2, 128, dtype=np.float32)  # very unequal inputs
-    h = importance_from_data(model, [x])["0.weight"]
+    x = (random(400, 16) @ random(16, 128, seed=1) + 0.1 * random(400, 128, seed=2)).astype(np.float32)  # dependent
     plain, aware = (codeword.fit(model, "8x", data=data).artifact for data in (None, [x]))
     assert abs(aware.nbytes - plain.nbytes) < 0.02 * plain.nbytes
-    assert weighted_error(aware, weight, h) < 0.6 * weighted_error(plain, weight, h)
-    by_hand = codeword.compress(model, "8x", importance={"0.weight": h})
+    assert output_error(aware, model, x) < 0.3 * output_error(plain, model, x)
+    by_hand = codeword.compress(model, "8x", importance=importance_from_data(model, [x]))
     assert by_hand.nbytes == aware.nbytes
     np.testing.assert_array_equal(by_hand.decode("0.weight"), aware.decode("0.weight"))
+
+
+def test_an_importance_of_weights_lowers_the_error_it_weighs_at_equal_bytes():
+    weight = random(64, 128)
+    h = np.broadcast_to(np.logspace(-4, 4, 128, dtype=np.float32), weight.shape)
+
+    def error(artifact):
+        return float((h * np.square(artifact.decode("w") - weight)).sum())
+
+    plain, aware = (codeword.compress({"w": weight}, "8x", importance=some) for some in ({}, {"w": h}))
+    assert abs(aware.nbytes - plain.nbytes) < 0.02 * plain.nbytes
+    assert error(aware) < 0.6 * error(plain)
+
+
+@pytest.mark.parametrize("method", ["kmeans:n_clusters=8", "prune:sparsity=0.5,then=kmeans,then.n_clusters=4"])
+def test_methods_that_know_no_moments_take_their_diagonal(method):
+    model, x = net(nn.Linear(16, 8)), random(50, 16) * np.arange(16, dtype=np.float32)
+    moments = importance_from_data(model, [x])
+    by_weight = {name: found.diagonal(8) for name, found in moments.items()}
+    one, two = (codeword.compress(model, method=method, importance=some) for some in (moments, by_weight))
+    np.testing.assert_array_equal(one.decode("0.weight"), two.decode("0.weight"))

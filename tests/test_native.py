@@ -22,11 +22,13 @@ from codeword.kernels import (
     compensate,
     groups,
     histogram,
+    moments,
     native,
     partition,
     rans,
     vectors,
 )
+from codeword.math.moments import factor
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no native core: python -m codeword.kernels.native")
 LIMITS = [1 << 62, 1 << 16, 1 << 13]
@@ -100,6 +102,25 @@ def every_float_kernel(values, scale, importance, k):
             same("assign_compensated", compensate, values, scale, None, kernel, codebook, penalty)
             if importance is not None:
                 same("assign_compensated", compensate, values, scale, importance, kernel, codebook, penalty)
+
+
+def upper(columns, seed=0):
+    """A factor of inverse moments of dependent inputs."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(3 * columns, columns)) @ generator.normal(size=(columns, columns)) + 1
+    return factor(x.T @ x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 32), (65, 33), (130, 70)])
+@pytest.mark.parametrize("k", [1, 2, 16, 17, 300])
+def test_moments_in_any_shape(shape, dtype, k):
+    generator = np.random.default_rng(k)
+    codebook, penalty = np.unique(generator.normal(size=k)) * 2, generator.random(k) * 0.1
+    scale = generator.random(shape[0]).astype(np.float32) + np.float32(0.5)
+    values = matrix(shape, dtype=dtype)
+    for divisor in (None, scale):
+        same("assign_by_moments", moments, values, divisor, upper(shape[1]), codebook, penalty)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

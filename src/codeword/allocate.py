@@ -23,6 +23,7 @@ from codeword.artifact import Artifact
 from codeword.execute import Importance, Progress, load_checked
 from codeword.expr import DTYPES, FLOATS
 from codeword.math.bins import Bins, coarser, make_bins
+from codeword.math.moments import Moments
 from codeword.methods import Granularity, Keep, Method, RateAware, Scales, as_rows
 from codeword.sources import Source
 
@@ -137,7 +138,9 @@ def curves(
             progress(done, total, info.name)
         if info.name in lossy and info.dtype in FLOATS and info.size:
             weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
-            h = (importance or {}).get(info.name)
+            cost = (importance or {}).get(info.name)
+            # Which weights matter is one thing, that their errors cancel another: the estimate is as without data.
+            h = None if isinstance(cost, Moments) else cost
             found[info.name] = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
             del weight  # before the next is loaded: two large tensors at once would be the peak of memory
         else:

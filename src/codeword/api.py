@@ -24,7 +24,7 @@ from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
 from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score
-from codeword.execute import Progress, run
+from codeword.execute import Importance, Progress, run
 from codeword.expr import FLOATS, Raw
 from codeword.finetune import Finetune, History
 from codeword.methods import Keep, Method, Prune
@@ -72,7 +72,7 @@ def fit(
     target: str | float | None = None,
     *,
     data: Iterable[Any] | Dataset | str | None = None,
-    importance: Mapping[str, np.ndarray] | None = None,
+    importance: Importance | None = None,
     plan: Plan | Path | None = None,
     method: Method | str | None = None,
     include: Sequence[str] = (),
@@ -109,7 +109,7 @@ def fit(
         target=target,
         plan=plan,
         method=parse_method(method) if isinstance(method, str) else method,
-        importance=check_importance(dict(importance), source.infos) if importance is not None else None,
+        importance=check_importance(importance, source.infos) if importance is not None else None,
         include=include,
         exclude=exclude,
         seed=seed,
@@ -155,7 +155,7 @@ def compress(
     target: str | float | None = None,
     *,
     data: Iterable[Any] | Dataset | str | None = None,
-    importance: Mapping[str, np.ndarray] | None = None,
+    importance: Importance | None = None,
     plan: Plan | Path | None = None,
     method: Method | str | None = None,
     include: Sequence[str] = (),
@@ -176,11 +176,12 @@ def compress(
 
     model: a path (safetensors, also sharded; a torch checkpoint), a torch module, or a mapping of arrays. target: "30x"
     (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if neither target nor plan is given.
-    data: batches of inputs, a Dataset or the name of one, to weigh errors by (needs a module; labels are not used).
-    importance: the same by hand, tensor name -> array of its shape. plan: a `Plan`, or the path of one. method: one for
-    all matrices and kernels, everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include,
-    exclude: globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same
-    bytes with any number of workers.
+    data: batches of inputs, a Dataset or the name of one, to make errors cancel at the outputs of layers, where they do
+    harm (needs a module; labels are not used). importance: the same by hand, tensor name -> what a squared error of
+    each weight costs, an array of its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of
+    one. method: one for all matrices and kernels, everything else kept: an object such as `KMeans(16)`, or
+    "kmeans:n_clusters=16". include, exclude: globs on tensor names; what they leave out is kept losslessly. The same
+    input, plan and seed give the same bytes with any number of workers.
 
     finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
     nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what
@@ -280,7 +281,7 @@ class _Job:
     target: str | float | None
     plan: Plan | Path | None
     method: Method | None
-    importance: dict[str, np.ndarray] | None
+    importance: Importance | None
     include: Sequence[str]
     exclude: Sequence[str]
     seed: int

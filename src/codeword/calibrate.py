@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +11,26 @@ import numpy as np
 from codeword.data import Dataset
 from codeword.errors import DataError, PlanError
 from codeword.evaluate import eval_mode
+from codeword.execute import Cost, Importance
+from codeword.math.moments import Moments
 from codeword.sources import TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 _BATCH = 256
+_WIDEST = 4608  # inputs of a weight: 512 kernels of 3 x 3; their moments take 85 MB
+_PLACES = 64  # of an image that patches are taken from
 
 
-def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) -> dict[str, np.ndarray]:
-    """Second moment of the input each weight multiplies, for the weights of linear and convolution layers.
+def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) -> dict[str, Cost]:
+    """Second moments of the inputs that weights of linear and convolution layers multiply, by the weights' names.
 
-    With independent inputs the output error of a layer is the sum of input**2 * error**2 over its weights, so
-    E[input**2] is what a squared error of the weight costs (the diagonal of the layer's Hessian; LeCun et al. 1990).
+    The squared error of an output is e H e, for e the error of the row of weights that makes it and H = E[x x^T]: what
+    lets errors cancel (Frantar et al. 2022). Where H would be wider than 4,608, or of a convolution in 3 dimensions,
+    its diagonal alone: with independent inputs E[x**2] is what a squared error costs (LeCun et al. 1990).
     data: a Dataset, or batches of inputs (a batch may be a tuple whose first item is the input; labels are not used).
-    Weights that see only zeros keep a small floor, because other data may wake them. Raises DataError if there is no
+    Layers that only zeros reach are left out, for other data may wake them. Raises DataError if there is no
     batch, the model does not take one, or none reaches a layer.
     """
     import torch
@@ -32,11 +38,13 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
 
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
+    places = torch.Generator().manual_seed(0)
     batches = 0
 
     def watch(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook handle
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            total, count = _input_moment(module, inputs[0].detach())
+            moment = _input_moments if _is_narrow(module) else _input_moment
+            total, count = moment(module, inputs[0].detach(), places)
             sums[name] = sums[name] + total if name in sums else total
             counts[name] = counts.get(name, 0) + count
 
@@ -66,28 +74,45 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
             handle.remove()
     if not sums:
         raise DataError(f"calibration: {batches} batches reached none of {len(layers)} linear and convolution layers")
-    found = {}
+    found: dict[str, Cost] = {}
     for name, total in sums.items():
-        per_input = (total / max(counts[name], 1)).cpu().numpy().astype(np.float32)
-        weight = layers[name].get_parameter("weight")
-        floor = 1e-3 * float(per_input.mean()) or 1.0
-        found[f"{name}.weight"] = np.broadcast_to(np.maximum(per_input, floor), tuple(weight.shape)).copy()
+        mean = (total / max(counts[name], 1)).cpu().numpy().astype(np.float32)
+        if not mean.any():
+            continue  # nothing came through: no weight of it matters to these data, and others may wake it
+        if _is_narrow(layers[name]):
+            found[f"{name}.weight"] = Moments(mean)
+            continue
+        floor = 1e-3 * float(mean.mean())
+        shape = tuple(layers[name].get_parameter("weight").shape)
+        found[f"{name}.weight"] = np.broadcast_to(np.maximum(mean, floor), shape).copy()
     return found
 
 
-def check_importance(importance: dict[str, np.ndarray], infos: Iterable[TensorInfo]) -> dict[str, np.ndarray]:
+def check_importance(importance: Importance, infos: Iterable[TensorInfo]) -> Importance:
     """The importance, checked against the tensors it is for. Raises PlanError naming the tensor and both values."""
     known = {info.name: info for info in infos}
-    for name, h in importance.items():
+    for name, cost in importance.items():
         if name not in known:
             raise PlanError(f"importance: there is no tensor {name!r}; leave it out")
-        if h.shape != known[name].shape:
-            raise PlanError(f"importance of {name!r} has shape {h.shape}, the tensor {known[name].shape}")
-        wrong = ~(np.isfinite(h) & (h >= 0))
-        if wrong.any():
-            place = np.unravel_index(int(np.argmax(wrong)), h.shape)
-            where = [int(i) for i in place]
-            raise PlanError(f"importance of {name!r} is {h[place]} at {where}; it must be finite, >= 0")
+        shape = known[name].shape
+        if isinstance(cost, Moments):
+            h = cost.second
+            rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+            if h.ndim != 3 or h.shape[1:] != (columns, columns) or not len(h) or rows % len(h):
+                raise PlanError(
+                    f"moments of {name!r} have shape {h.shape}, the tensor {shape}; expected (groups, {columns}, "
+                    f"{columns}), groups a divisor of {rows}"
+                )
+            signs = np.einsum("gii->gi", h)
+        else:
+            h = signs = cost
+            if h.shape != shape:
+                raise PlanError(f"importance of {name!r} has shape {h.shape}, the tensor {shape}")
+        for values, wrong in ((h, ~np.isfinite(h)), (signs, ~(signs >= 0))):
+            if wrong.any():
+                place = np.unravel_index(int(np.argmax(wrong)), values.shape)
+                where = [int(i) for i in place]
+                raise PlanError(f"importance of {name!r} is {values[place]} at {where}; it must be finite, >= 0")
         if h.size and not h.any():
             raise PlanError(f"importance of {name!r} is zero everywhere; leave it out to weigh all alike")
     return importance
@@ -99,10 +124,61 @@ def _convs() -> tuple[type, ...]:
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _input_moment(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _is_narrow(module: torch.nn.Module) -> bool:
+    """Whether the moments of a layer's input are measured whole."""
+    from torch import nn
+
+    weight = module.get_parameter("weight")
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and weight[0].numel() <= _WIDEST
+
+
+def _input_moments(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> tuple[torch.Tensor, int]:
+    """(sum of x x^T, how many were added): (g, c, c) for weights (out, c), at `_PLACES` places of an image."""
+    from torch import nn
+
+    linear = isinstance(module, nn.Linear)
+    vectors = x.reshape(1, -1, x.shape[-1]).float() if linear else _patches(module, x, places)
+    return vectors.transpose(1, 2) @ vectors, vectors.shape[1]
+
+
+def _patches(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> torch.Tensor:
+    """What a convolution's kernels are multiplied with: (groups, n * places, in / groups * kernel) float32."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    conv: nn.Conv1d | nn.Conv2d = module  # type: ignore[assignment]
+    spatial = len(conv.kernel_size)
+    x = x.float() if x.dim() == spatial + 2 else x.float()[None]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    sizes = [
+        (length - dilation * (width - 1) - 1) // stride + 1
+        for length, width, stride, dilation in zip(
+            x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True
+        )
+    ]
+    steps = x.stride()[2:]
+    view = x.as_strided(
+        (*x.shape[:2], *sizes, *conv.kernel_size),
+        (
+            *x.stride()[:2],
+            *(step * stride for step, stride in zip(steps, conv.stride, strict=True)),
+            *(step * dilation for step, dilation in zip(steps, conv.dilation, strict=True)),
+        ),
+    )
+    chosen = torch.randperm(math.prod(sizes), generator=places)[:_PLACES]
+    index = torch.unravel_index(chosen.to(x.device), tuple(sizes))
+    some = view[(slice(None), slice(None), *index)]  # (n, channels, places, *kernel)
+    grouped = some.reshape(len(x), conv.groups, -1, *some.shape[2:]).transpose(2, 3)  # (n, g, in / g, places, ...)
+    return grouped.transpose(0, 1).reshape(conv.groups, len(x) * len(chosen), -1)
+
+
+def _input_moment(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> tuple[torch.Tensor, int]:
     """(sum of input**2, how many were added), shaped to broadcast against the weight (out, in / groups, *kernel)."""
     from torch import nn
 
+    del places
     if isinstance(module, nn.Linear):
         return x.double().square().reshape(-1, x.shape[-1]).sum(0), x.numel() // max(x.shape[-1], 1)
     spatial = module.get_parameter("weight").dim() - 2

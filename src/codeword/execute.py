@@ -17,11 +17,14 @@ import numpy as np
 from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
 from codeword.errors import NonFiniteError, PlanError, WorkerError
 from codeword.expr import FLOATS, Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, dtype_name, shape
+from codeword.math.moments import Moments
 from codeword.methods import Keep, Method
-from codeword.methods.base import Sample, SharedMethod
+from codeword.methods.base import MomentsMethod, Sample, SharedMethod
 from codeword.sources import Source, TensorInfo
 
-Importance: TypeAlias = Mapping[str, np.ndarray]
+# What an error costs: of each weight an array of its shape, or moments of what the rows of the weight multiply.
+Cost: TypeAlias = np.ndarray | Moments
+Importance: TypeAlias = Mapping[str, Cost]
 Progress: TypeAlias = Callable[[int, int, str], None]  # values done, values in all, tensor at work
 
 
@@ -104,7 +107,7 @@ def bind_groups(
             if finite and not _vanishes(weight):
                 generator = tensor_seed(seed, f"{label}:{info.name}")
                 with _naming(info):
-                    h, share = importance.get(info.name), info.size / total
+                    h, share = by_weight(importance.get(info.name), info.shape), info.size / total
                     samples.append(method.gather(weight, h, share=share, generator=generator))
         if any(len(sample.vectors) for sample in samples):
             common = method.bind(samples, generator=tensor_seed(seed, label))
@@ -127,7 +130,7 @@ def tensor_seed(seed: int, name: str) -> np.random.Generator:
 
 
 def compress_tensor(
-    source: Source, info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
+    source: Source, info: TensorInfo, method: Method, seed: int, importance: Cost | None, keep_nonfinite: bool
 ) -> CodedTensor:
     """Load, compress and code one tensor; losslessly if its dtype or float32 could not hold its codewords."""
     if isinstance(method, Keep) and method.mantissa_bits is None:
@@ -137,13 +140,22 @@ def compress_tensor(
     chosen = method if finite and not _vanishes(weight) else Keep()
     # What overflows, and becomes NaN from there, is found below.
     with np.errstate(over="ignore", invalid="ignore"), _naming(info):
-        expr = chosen.compress(weight, importance, generator=tensor_seed(seed, info.name))
+        generator = tensor_seed(seed, info.name)
+        if isinstance(importance, Moments) and isinstance(chosen, MomentsMethod):
+            expr = chosen.compress_by_moments(weight, importance, generator=generator)
+        else:
+            expr = chosen.compress(weight, by_weight(importance, info.shape), generator=generator)
     if shape(expr) != info.shape:
         raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
     if finite and not _stays_finite(weight, expr):
         expr = Keep().compress(weight, None, generator=tensor_seed(seed, info.name))
     del weight
     return code_tensor(info.name, info.dtype, info.shape, expr)
+
+
+def by_weight(cost: Cost | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What a squared error of each weight of that shape costs, of moments the diagonal."""
+    return cost.diagonal(shape[0]).reshape(shape) if isinstance(cost, Moments) else cost
 
 
 def _coded(
@@ -192,7 +204,7 @@ def _open_in_worker(source: Source) -> None:
 
 
 def _in_worker(
-    info: TensorInfo, method: Method, seed: int, importance: np.ndarray | None, keep_nonfinite: bool
+    info: TensorInfo, method: Method, seed: int, importance: Cost | None, keep_nonfinite: bool
 ) -> CodedTensor:
     if _source is None:
         raise PlanError("a worker was given a tensor before its source")

@@ -11,10 +11,10 @@ from codeword.artifact.layout import MAGIC
 from codeword.data import Dataset
 from codeword.errors import SourceError
 from codeword.evaluate import load_factory
+from codeword.execute import Cost
 from codeword.sources import Source, open_source
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
 
@@ -39,8 +39,8 @@ def load_net(factory: str, weights: Path | Source) -> nn.Module:
     return model
 
 
-def weigh(factory: str, source: Source, data: Dataset) -> dict[str, np.ndarray]:
-    """How much the error of each weight of `source` matters to the net on this data, as `compress` takes it."""
+def weigh(factory: str, source: Source, data: Dataset) -> dict[str, Cost]:
+    """What errors of the weights of `source` cost the net on this data, as `compress` takes it."""
     from codeword.calibrate import importance_from_data
 
     found = importance_from_data(load_net(factory, source), data)

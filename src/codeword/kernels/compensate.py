@@ -70,7 +70,7 @@ def _columns(
     """Codes (c, r) of columns (c, r); root (c, r) is the square root of the importance."""
     count, rows = columns.shape
     codes = np.empty(columns.shape, code_dtype(len(codebook)))
-    words, middle, slope, prices = _tables(codebook, penalty)
+    words, middle, slope, prices = price_tables(codebook, penalty)
     in_kernel, in_row = np.zeros(rows, np.float32), np.zeros(rows, np.float32)  # errors so far, times root
     for i in range(count):
         if i % kernel == 0:
@@ -94,7 +94,7 @@ def _columns(
     return codes
 
 
-def _tables(codebook: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, ...]:
+def price_tables(codebook: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, ...]:
     """Words (k,), middle (k-1,), slope (k-1,), prices (k,) float32; thresholds: middle + gain * slope, made to rise."""
     words = codebook.astype(np.float32)
     slope = np.diff(penalty) / (2 * np.diff(codebook))
@@ -115,7 +115,7 @@ def _assign_compensated_native(
     if scale is not None and scale.shape != (rows,):
         raise ValueError(f"a scale of {scale.shape} for {rows} rows")
     codes = np.empty(values.shape, code_dtype(len(codebook)))
-    tables = [np.ascontiguousarray(table) for table in _tables(codebook, penalty)]
+    tables = [np.ascontiguousarray(table) for table in price_tables(codebook, penalty)]
     steps = np.stack(_step(np.arange(columns), columns, kernel), axis=1).astype(np.float32)
     whole = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
     block = max(1, rows if whole else _BLOCK // max(columns, 1))

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from codeword.expr import DTYPES, Affine, Expr, Lookup, Reshape
+from codeword.math.moments import Moments
 
 Granularity: TypeAlias = Literal["tensor", "row"]
 CodebookDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
@@ -28,6 +29,15 @@ class Method(Protocol):
         weight: any shape, the tensor's own dtype. importance: same shape, cost of a squared error of each weight, >= 0;
         None for all equal. generator: the tensor's own, the only source of randomness allowed.
         """
+        ...
+
+
+@runtime_checkable
+class MomentsMethod(Method, Protocol):
+    """A method that can make the errors of a row cancel at the layer's output, as measured moments of its input say."""
+
+    def compress_by_moments(self, weight: np.ndarray, moments: Moments, *, generator: np.random.Generator) -> Expr:
+        """An expression of weight's shape, as `compress` makes one; moments: of what the rows (r, c) multiply."""
         ...
 
 

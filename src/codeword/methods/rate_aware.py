@@ -12,8 +12,10 @@ from codeword.errors import PlanError
 from codeword.expr import Expr, Raw
 from codeword.kernels.assign import assign, assign_weighted
 from codeword.kernels.compensate import assign_compensated
+from codeword.kernels.moments import assign_by_moments
 from codeword.math.bins import Bins, make_bins
 from codeword.math.ecsq import MAX_CODEWORDS, SPACINGS, Codebook, ecsq, prices_of
+from codeword.math.moments import Moments
 from codeword.methods.base import Granularity, Scales, as_rows, root_mean_square, row_scales, rows_of, shared
 from codeword.methods.constrain import Constraint
 from codeword.methods.scalar import KMeans
@@ -63,18 +65,28 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Lookup of grid steps or free codewords, under an Affine of row scales or of the step."""
-        rows, h = as_rows(weight), rows_of(importance)
-        if not rows.size:
+        if not weight.size:
             return Raw(weight)
         if self.start is not None:
             return self._constrained(weight, importance, self.start.compress(weight, importance, generator=generator))
+        return self._scalars(weight, rows_of(importance), None)
+
+    def compress_by_moments(self, weight: np.ndarray, moments: Moments, *, generator: np.random.Generator) -> Expr:
+        """The same with errors made to cancel as measured; from a start, by the diagonal of the moments."""
+        if self.start is None and self.compensate and weight.size:
+            return self._scalars(weight, None, moments)
+        h = moments.diagonal(len(as_rows(weight))).reshape(weight.shape)
+        return self.compress(weight, h, generator=generator)
+
+    def _scalars(self, weight: np.ndarray, h: np.ndarray | None, moments: Moments | None) -> Expr:
+        rows = as_rows(weight)
         scales = self.scales(rows)
         divisor = scales.divisor(len(rows))
         bins = make_bins(rows, divisor, h)
         found = self.design(bins)
         lam = self.lam * bins.mean_energy
         if self.compensate and weight.ndim > 1 and len(found.codewords) > 1:  # a vector's errors meet in no sum
-            codes = self._compensated(rows, divisor, h, math.prod(weight.shape[2:]), found, lam)
+            codes = self._compensated(rows, divisor, h, moments, math.prod(weight.shape[2:]), found, lam)
         elif h is not None:
             codes = assign_weighted(rows, divisor, h, found.codewords, lam * found.prices)
         else:
@@ -116,15 +128,25 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         rows: np.ndarray,
         divisor: np.ndarray | None,
         h: np.ndarray | None,
+        moments: Moments | None,
         kernel: int,
         found: Codebook,
         lam: float,
     ) -> np.ndarray:
         """Codes (r, c), with prices as compensation makes them: errors passed on use rare codewords more often."""
+        factors = [] if moments is None else moments.factors
 
         def codes(every: int, prices: np.ndarray) -> np.ndarray:
             scale, importance = (None if array is None else array[::every] for array in (divisor, h))
-            return assign_compensated(rows[::every], scale, importance, kernel, found.codewords, lam * prices)
+            some, penalty = rows[::every], lam * prices
+            if not factors:
+                return assign_compensated(some, scale, importance, kernel, found.codewords, penalty)
+            ends = -(-np.arange(len(factors) + 1) * (len(rows) // len(factors)) // every)
+            parts = [
+                assign_by_moments(some[a:b], None if scale is None else scale[a:b], upper, found.codewords, penalty)
+                for upper, a, b in zip(factors, ends[:-1], ends[1:], strict=True)
+            ]
+            return np.concatenate(parts)
 
         sample = codes(max(1, rows.size // _SAMPLE), found.prices)
         return codes(1, prices_of(sample, len(found.codewords)))

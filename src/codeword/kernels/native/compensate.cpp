@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core.hpp"
+#include "thresholds.hpp"
 
 namespace {
 
@@ -17,14 +17,11 @@ struct Problem {
 
 // What a thread needs for LANES rows; arrays (TILE, LANES) have a column of the weights in each row.
 struct Room {
-    int64_t places = 1;  // of the thresholds and what fills them up to a power of two, less one
-    std::vector<float> x, root, thresholds, gained;
+    cw::Thresholds<LANES> thresholds;
+    std::vector<float> x, root, gained;
     std::vector<uint32_t> code;
     alignas(64) float in_kernel[LANES], in_row[LANES], wanted[LANES], best[LANES];
-    explicit Room(int64_t k) : x(TILE * LANES), root(TILE * LANES), gained(k), code(TILE * LANES) {
-        while (places < k) places *= 2;
-        thresholds.assign(places, INF);
-    }
+    explicit Room(int64_t k) : thresholds(k), x(TILE * LANES), root(TILE * LANES), gained(k), code(TILE * LANES) {}
 };
 
 CW_INLINE void load(const Problem& p, Room& room, int64_t row, int64_t lanes, int64_t column, int64_t count) {
@@ -38,24 +35,9 @@ CW_INLINE void load(const Problem& p, Room& room, int64_t row, int64_t lanes, in
     }
 }
 
-// The code of each row for one column without importance: the first threshold that is not below what is wanted.
+// The code of each row for one column without importance.
 CW_INLINE void by_thresholds(const Problem& p, Room& room, float gain, const float* x, uint32_t* code) {
-    float* const thresholds = room.thresholds.data();
-    for (int64_t j = 0; j < p.k - 1; ++j) thresholds[j] = p.middle[j] + gain * p.slope[j];
-    for (int64_t j = 1; j < p.k - 1; ++j) thresholds[j] = std::max(thresholds[j], thresholds[j - 1]);
-    const float* const wanted = room.wanted;
-    for (int64_t r = 0; r < LANES; ++r) code[r] = 0;
-    if (p.k <= 16) {
-        for (int64_t j = 0; j < p.k - 1; ++j) {
-            const float threshold = thresholds[j];
-            for (int64_t r = 0; r < LANES; ++r) code[r] += !(wanted[r] <= threshold);
-        }
-    } else {
-        for (int64_t step = room.places / 2; step; step /= 2)
-            for (int64_t r = 0; r < LANES; ++r)
-                code[r] += wanted[r] <= thresholds[static_cast<int32_t>(code[r] + step - 1)] ? 0 : step;
-        for (int64_t r = 0; r < LANES; ++r) code[r] = std::min(code[r], static_cast<uint32_t>(p.k - 1));  // of a NaN
-    }
+    room.thresholds.codes(p.middle, p.slope, gain, room.wanted, code);
     for (int64_t r = 0; r < LANES; ++r) {
         const float error = p.words[static_cast<int32_t>(code[r])] - x[r];
         room.in_kernel[r] += error;

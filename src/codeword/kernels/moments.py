@@ -1,0 +1,82 @@
+"""Weights to codes, one input after another, later weights making up for the errors of earlier ones as data say.
+
+Optimal brain quantization (Frantar et al. 2022: GPTQ) with a price on codes (Conzelmann & Bamler 2025): `compensate`
+does it for a prior, this for second moments of a layer's inputs that were measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codeword.kernels import native
+from codeword.kernels.assign import code_dtype
+from codeword.kernels.chunks import is_plain
+from codeword.kernels.compensate import price_tables
+
+_BLOCK = 1 << 22  # weights worked on at once
+
+
+def assign_by_moments(
+    values: np.ndarray, scale: np.ndarray | None, factor: np.ndarray, codebook: np.ndarray, penalty: np.ndarray
+) -> np.ndarray:
+    """Codes (r, c) of least e H e + penalty of the codes, greedily from left to right; e is the error of a row.
+
+    values (r, c), each row divided by scale (r,); factor (c, c) float32: U, upper triangular, of the inverse of
+    H = (U^T U)^-1 (`math.moments.factor`); codebook and penalty (k,), the codebook rising. A column's code is of least
+    (w - word)**2 / U_ii**2 + penalty, its error e = (w - word) / U_ii then goes to the columns j that follow: - e U_ij.
+    """
+    run = assign_by_moments_numpy if native.library() is None else _assign_by_moments_native
+    return run(values, scale, factor, codebook, penalty)
+
+
+def assign_by_moments_numpy(
+    values: np.ndarray, scale: np.ndarray | None, factor: np.ndarray, codebook: np.ndarray, penalty: np.ndarray
+) -> np.ndarray:
+    """Reference of `assign_by_moments`."""
+    rows, columns = values.shape
+    codes = np.empty(values.shape, code_dtype(len(codebook)))
+    words, middle, slope, _ = price_tables(codebook, penalty)
+    block = max(1, _BLOCK // max(columns, 1))
+    for at in range(0, rows, block):
+        here = slice(at, at + block)
+        x = values[here].T.astype(np.float32)  # (c, rows of the block): a column is contiguous
+        if scale is not None:
+            x /= scale[here]
+        for i in range(columns):
+            own = factor[i, i]
+            thresholds = np.maximum.accumulate(middle + own * own * slope)
+            code = np.searchsorted(thresholds, x[i])
+            error = (x[i] - words[code]) / own
+            x[i + 1 :] -= factor[i, i + 1 :, None] * error
+            codes[here, i] = code
+    return codes
+
+
+def _assign_by_moments_native(
+    values: np.ndarray, scale: np.ndarray | None, factor: np.ndarray, codebook: np.ndarray, penalty: np.ndarray
+) -> np.ndarray:
+    rows, columns = values.shape
+    if codebook.shape != penalty.shape or factor.shape != (columns, columns):
+        raise ValueError(f"shapes: {codebook.shape} codewords, {penalty.shape} prices, a factor of {factor.shape}")
+    if scale is not None and scale.shape != (rows,):
+        raise ValueError(f"a scale of {scale.shape} for {rows} rows")
+    codes = np.empty(values.shape, code_dtype(len(codebook)))
+    words, middle, slope, _ = (np.ascontiguousarray(table) for table in price_tables(codebook, penalty))
+    upper = np.require(factor, np.float32, ["C", "A"])
+    whole = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
+    block = max(1, rows if whole else _BLOCK // max(columns, 1))
+    for at in range(0, rows, block):
+        here = slice(at, at + block)
+        part, divisor = values[here], None if scale is None else np.ascontiguousarray(scale[here])
+        if not whole:
+            part = np.array(part, np.float32, order="C")
+            if divisor is not None:
+                part /= divisor[:, None]
+                divisor = None
+        out = codes[here]
+        native.call(
+            "cw_assign_moments",
+            *(part, *part.shape, divisor, upper, words, middle, slope, len(codebook)),
+            *(native.threads(), out, out.itemsize),
+        )
+    return codes

@@ -1,0 +1,44 @@
+// Codes of many rows at once for one column, where a bit costs the same in all: compensate.cpp, moments.cpp.
+#pragma once
+
+#include <limits>
+
+#include "core.hpp"
+
+namespace cw {
+
+// The thresholds between k codewords, for LANES rows at once.
+template <int64_t LANES>
+class Thresholds {
+   public:
+    explicit Thresholds(int64_t k) : k_(k) {
+        while (places_ < k) places_ *= 2;
+        values_.assign(places_, std::numeric_limits<float>::infinity());
+    }
+
+    // The first threshold of middle + gain * slope (k-1,), made to rise, that is not below what is wanted.
+    CW_INLINE void codes(
+        const float* middle, const float* slope, float gain, const float* wanted, uint32_t* code) {
+        float* const values = values_.data();
+        for (int64_t j = 0; j < k_ - 1; ++j) values[j] = middle[j] + gain * slope[j];
+        for (int64_t j = 1; j < k_ - 1; ++j) values[j] = std::max(values[j], values[j - 1]);
+        for (int64_t r = 0; r < LANES; ++r) code[r] = 0;
+        if (k_ <= 16) {
+            for (int64_t j = 0; j < k_ - 1; ++j) {
+                const float threshold = values[j];
+                for (int64_t r = 0; r < LANES; ++r) code[r] += !(wanted[r] <= threshold);
+            }
+        } else {
+            for (int64_t step = places_ / 2; step; step /= 2)
+                for (int64_t r = 0; r < LANES; ++r)
+                    code[r] += wanted[r] <= values[static_cast<int32_t>(code[r] + step - 1)] ? 0 : step;
+            for (int64_t r = 0; r < LANES; ++r) code[r] = std::min(code[r], static_cast<uint32_t>(k_ - 1));  // of a NaN
+        }
+    }
+
+   private:
+    int64_t k_, places_ = 1;  // of the thresholds and what fills them up to a power of two, less one
+    std::vector<float> values_;
+};
+
+}  // namespace cw

@@ -1,0 +1,89 @@
+"""Codes by measured moments: by hand, against dense linear algebra, and what they are for."""
+
+import numpy as np
+import pytest
+
+from codeword.kernels.assign import assign
+from codeword.kernels.moments import assign_by_moments
+from codeword.math.moments import Moments, factor
+
+GRID = np.linspace(-3, 3, 13)
+FREE = np.zeros(len(GRID))
+
+
+def second(columns, seed=0):
+    x = np.random.default_rng(seed).normal(size=(4 * columns, columns))
+    x = x @ np.random.default_rng(seed + 1).normal(size=(columns, columns)) + 1
+    return (x.T @ x / len(x)).astype(np.float32)
+
+
+def weights(rows, columns, seed=2):
+    return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+
+
+def test_codes_by_hand():
+    """0.4 becomes 0; of the error, 0.4, half goes to the next weight, 0.6, which becomes 1; were bits dear, 0."""
+    values, upper = np.full((1, 2), 0.4, np.float32), np.array([[1, -0.5], [0, 1]], np.float32)
+    assert assign_by_moments(values, None, upper, np.array([0.0, 1.0]), np.zeros(2)).tolist() == [[0, 1]]
+    assert assign_by_moments(values, None, upper, np.array([0.0, 1.0]), np.array([0, 0.21])).tolist() == [[0, 0]]
+    assert assign_by_moments(2 * values, np.full(1, 2, np.float32), upper, np.array([0, 1]), FREE[:2]).tolist() == [
+        [0, 1]
+    ]
+
+
+def test_a_price_weighs_less_where_later_weights_make_up_for_the_error():
+    """0.6 costs 0.16 less as 1 than as 0, over U_ii**2: a price of 0.1 is too much for 2 and not for 1."""
+    values, words, prices = np.full((1, 1), 0.6, np.float32), np.array([0.0, 1.0]), np.array([0, 0.1])
+    for own, code in ((1.0, 1), (2.0, 0)):
+        assert assign_by_moments(values, None, np.full((1, 1), own, np.float32), words, prices).tolist() == [[code]]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 9, 40])
+def test_the_factor_is_that_of_the_damped_inverse(columns):
+    h = second(columns).astype(np.float64)
+    upper = factor(second(columns)).astype(np.float64)
+    damped = h / np.diagonal(h).mean() + 0.01 * np.eye(columns)
+    np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(columns), atol=2e-3)
+    assert np.array_equal(upper, np.triu(upper))
+    assert (np.diagonal(upper) > 0).all()
+
+
+def test_inputs_never_seen_and_a_scale_do_no_harm():
+    h = second(6)
+    h[2] = h[:, 2] = 0
+    upper = factor(h)
+    assert np.isfinite(upper).all()
+    np.testing.assert_allclose(factor(h * np.float32(2.0**40)), upper, rtol=1e-6)
+    np.testing.assert_allclose(upper[2], [0, 0, 10, 0, 0, 0], rtol=1e-6)  # 1 / sqrt(0.01): an error there is cheap
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (70, 45)])
+def test_codes_equal_those_of_dense_linear_algebra(rows, columns):
+    """After each code the columns left open are solved for anew: what the factor's recursion amounts to."""
+    values, upper = weights(rows, columns), factor(second(columns))
+    h = np.linalg.inv(upper.astype(np.float64).T @ upper)
+    codes = assign_by_moments(values, None, upper, GRID, FREE)
+    for row, found in zip(values.astype(np.float64), codes, strict=True):
+        error = np.zeros(columns)
+        for i in range(columns):
+            open_, done = slice(i, columns), slice(0, i)
+            wanted = row[i] - np.linalg.solve(h[open_, open_], h[open_, done] @ error[done])[0]
+            nearest = np.abs(GRID - wanted)
+            assert nearest[found[i]] <= nearest.min() + 1e-3
+            error[i] = GRID[found[i]] - row[i]
+
+
+def test_errors_cost_less_at_the_output_than_those_of_nearest_codewords():
+    h, values = second(64), weights(50, 64)
+    edges = ((GRID[1:] + GRID[:-1]) / 2).astype(np.float32)
+
+    def cost(codes):
+        error = GRID[codes] - values
+        return float(np.einsum("ri,ij,rj->", error, h, error))
+
+    assert cost(assign_by_moments(values, None, factor(h), GRID, FREE)) < 0.5 * cost(assign(values, None, edges))
+
+
+def test_the_diagonal_of_groups():
+    moments = Moments(np.stack([np.diag([1.0, 2.0]), np.diag([3.0, 4.0])]).astype(np.float32))
+    assert moments.diagonal(4).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
