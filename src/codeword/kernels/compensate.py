@@ -9,6 +9,7 @@ so the cost is one pass over the weights, whatever the width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -117,6 +118,20 @@ def _assign_compensated_native(
     codes = np.empty(values.shape, code_dtype(len(codebook)))
     tables = [np.ascontiguousarray(table) for table in price_tables(codebook, penalty)]
     steps = np.stack(_step(np.arange(columns), columns, kernel), axis=1).astype(np.float32)
+    for here, part, divisor in plain_blocks(values, scale):
+        h = None if importance is None else np.require(importance[here], np.float32, ["C", "A"])
+        out = codes[here]
+        native.call(
+            "cw_assign_compensated",
+            *(part, *part.shape, divisor, h, kernel, steps, *tables, len(codebook)),
+            *(native.threads(), out, out.itemsize),
+        )
+    return codes
+
+
+def plain_blocks(values: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    """(which rows, they as float32 in C order, their scale or None if they are divided by it) of values (r, c)."""
+    rows, columns = values.shape
     whole = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
     block = max(1, rows if whole else _BLOCK // max(columns, 1))
     for at in range(0, rows, block):
@@ -127,14 +142,7 @@ def _assign_compensated_native(
             if divisor is not None:
                 part /= divisor[:, None]
                 divisor = None
-        h = None if importance is None else np.require(importance[here], np.float32, ["C", "A"])
-        out = codes[here]
-        native.call(
-            "cw_assign_compensated",
-            *(part, *part.shape, divisor, h, kernel, steps, *tables, len(codebook)),
-            *(native.threads(), out, out.itemsize),
-        )
-    return codes
+        yield here, part, divisor
 
 
 def _step(i: _Index, count: int, kernel: int) -> tuple[_Index, _Index, _Index]:

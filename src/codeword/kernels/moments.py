@@ -10,8 +10,7 @@ import numpy as np
 
 from codeword.kernels import native
 from codeword.kernels.assign import code_dtype
-from codeword.kernels.chunks import is_plain
-from codeword.kernels.compensate import price_tables
+from codeword.kernels.compensate import plain_blocks, price_tables
 
 _BLOCK = 1 << 22  # weights worked on at once
 
@@ -63,16 +62,7 @@ def _assign_by_moments_native(
     codes = np.empty(values.shape, code_dtype(len(codebook)))
     words, middle, slope, _ = (np.ascontiguousarray(table) for table in price_tables(codebook, penalty))
     upper = np.require(factor, np.float32, ["C", "A"])
-    whole = values.dtype == np.float32 and is_plain(values) and (scale is None or scale.dtype == np.float32)
-    block = max(1, rows if whole else _BLOCK // max(columns, 1))
-    for at in range(0, rows, block):
-        here = slice(at, at + block)
-        part, divisor = values[here], None if scale is None else np.ascontiguousarray(scale[here])
-        if not whole:
-            part = np.array(part, np.float32, order="C")
-            if divisor is not None:
-                part /= divisor[:, None]
-                divisor = None
+    for here, part, divisor in plain_blocks(values, scale):
         out = codes[here]
         native.call(
             "cw_assign_moments",
