@@ -1,0 +1,205 @@
+"""One compression, without training: of a net, to a target, by a plan or by one method for all; and how it came about.
+
+made = Job(target="30x", ...).run(open_source("model.safetensors"))
+made.artifact.save("model.cw")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+import numpy as np
+
+from codeword import allocate
+from codeword.artifact import Artifact
+from codeword.errors import PlanError
+from codeword.execute import Importance, Progress, run
+from codeword.expr import FLOATS, Raw
+from codeword.finetune import History
+from codeword.methods import Keep, Method, Prune
+from codeword.methods.prune import Then
+from codeword.plan import Plan, select
+from codeword.sources import Source
+from codeword.target import Target
+
+DEFAULT_TARGET = "8x"
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A net that was compressed: the artifact, and how it came about."""
+
+    artifact: Artifact
+    plan: Plan  # of this very artifact, or of what was trained from: compressing by it again gives the same bytes
+    kept: dict[str, str]  # tensor -> why it was kept losslessly
+    target_nbytes: int | None  # what the target meant in bytes; None if a plan was run
+    missed: str | None  # what to tell the user if the target was missed
+    histories: tuple[History, ...] = ()  # of training, stage by stage
+
+    def trained(self, artifact: Artifact, histories: tuple[History, ...]) -> Compressed:
+        """The same after training, which may have changed the file's size."""
+        missed = None
+        if self.target_nbytes is not None and self.plan.target is not None:
+            least = (1 - allocate.TOLERANCE) * self.target_nbytes
+            if not least <= artifact.nbytes <= self.target_nbytes:
+                wanted = Target.parse(self.plan.target)
+                missed = _missed(wanted, self.target_nbytes, artifact, "file that training left")
+        return replace(self, artifact=artifact, histories=histories, missed=missed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to make of a net. At most one of target, plan and method is given; with none the target is 8x.
+
+    method: for all matrices and kernels; the rest is kept. importance: see `api.compress`. include,
+    exclude: globs on tensor names; what they leave out is kept.
+    """
+
+    target: str | float | None
+    plan: Plan | None
+    method: Method | None
+    importance: Importance | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    seed: int
+    workers: int
+    keep_nonfinite: bool
+    metadata: Mapping[str, str] | None
+    progress: Progress | None
+
+    def run(self, source: Source, zeros: frozenset[str] = frozenset(), aim: float = 1.0) -> Compressed:
+        """Compress it.
+
+        zeros: tensors whose zeros stay zero. aim: the size to make, over that of the target. Raises PlanError,
+        TargetError, SourceError.
+        """
+        lossy = select(source.infos, self.include, self.exclude)
+        if self.method is not None:
+            plan = _plan_of(self.method, source, lossy, self.seed)
+            return self._by_plan(source, plan, lossy, zeros, "not a matrix or kernel")
+        if self.plan is not None:
+            return self._by_plan(source, self.plan, lossy, zeros, "chosen by the plan")
+        return self._to_target(source, lossy, zeros, aim)
+
+    def _by_plan(self, source: Source, plan: Plan, lossy: set[str], zeros: frozenset[str], chosen: str) -> Compressed:
+        methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
+        methods = {name: _with_zeros(m) if name in zeros else m for name, m in methods.items()}
+        if self.include or self.exclude or zeros:
+            plan = Plan.of(methods, source.infos, plan.seed, plan.target)
+        artifact = self._execute(source, methods, plan.seed)
+        kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
+        return Compressed(artifact, plan, kept, None, None)
+
+    def _to_target(self, source: Source, lossy: set[str], zeros: frozenset[str], aim: float) -> Compressed:
+        wanted = Target.parse(DEFAULT_TARGET if self.target is None else self.target)
+        own = [info for info in source.infos if info.tied_to is None]
+        budget = wanted.nbytes(sum(info.dense_nbytes for info in own), sum(info.size for info in own))
+        curves = allocate.curves(
+            source,
+            lossy,
+            importance=self.importance,
+            keep_nonfinite=self.keep_nonfinite,
+            progress=self.progress,
+        )
+        curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
+        found = allocate.fit(curves, round(aim * budget), lambda methods: self._execute(source, methods, self.seed))
+        made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
+        lossless = all(method == Keep() for method in found.methods.values())
+        below = "lossless file" if lossless else "nearest file below it"
+        what = "smallest file there is" if found.artifact.nbytes > budget else below
+        missed = None if found.reached else _missed(wanted, budget, found.artifact, what)
+        why = "not worth an error at this target"
+        kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
+        return Compressed(found.artifact, made, kept, budget, missed)
+
+    def _execute(self, source: Source, methods: Mapping[str, Method], seed: int) -> Artifact:
+        return run(
+            source,
+            methods,
+            seed=seed,
+            workers=self.workers,
+            importance=self.importance,
+            keep_nonfinite=self.keep_nonfinite,
+            metadata=self.metadata,
+            progress=self.progress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _ZerosStay:
+    """The curve of a pruned tensor: its zeros are no matter of lambda."""
+
+    curve: allocate.Curve
+
+    def at(self, lam: float) -> allocate.Point:
+        """The point of the weights that are there."""
+        point = self.curve.at(lam)
+        return point._replace(method=_with_zeros(point.method))
+
+
+def _with_zeros(method: Method) -> Method:
+    """The method for a tensor whose zeros stay zero."""
+    wraps = isinstance(method, get_args(Then)) and not isinstance(method, Keep)
+    return Prune(then=cast(Then, method)) if wraps else method
+
+
+def _plan_of(method: Method, source: Source, lossy: set[str], seed: int) -> Plan:
+    """One method for the tensors worth clustering: those of two dimensions and more."""
+    chosen: dict[str, Method] = {
+        info.name: method
+        for info in source.infos
+        if info.name in lossy and len(info.shape) > 1 and info.dtype in FLOATS and info.tied_to is None
+    }
+    if not chosen:
+        raise PlanError(f"{source.location}: no tensor of floats with two dimensions or more to apply {method!r} to")
+    return Plan.of(chosen, source.infos, seed, None)
+
+
+def _missed(target: Target, budget: int, artifact: Artifact, what: str) -> str:
+    off = f", {artifact.nbytes / budget - 1:+.1%}"
+    return (
+        f"target {target.text} is {budget} bytes; the {what} has {artifact.nbytes} bytes ({artifact.ratio:.2f}x{off})"
+    )
+
+
+def _kept(
+    source: Source,
+    methods: Mapping[str, Method],
+    lossy: set[str],
+    artifact: Artifact,
+    keep_nonfinite: bool,
+    chosen: str,
+) -> dict[str, str]:
+    """Why each tensor that is stored losslessly is; `chosen` says who decided where there was a choice."""
+    reasons: dict[str, str] = {}
+    for info in source.infos:
+        if info.tied_to is not None:
+            continue
+        if keep_nonfinite and info.name in lossy and info.dtype in FLOATS and not _finite(artifact.decode(info.name)):
+            reasons[info.name] = "holds NaN or infinity, or values that float32 cannot hold"
+            continue
+        if methods[info.name] != Keep():
+            raw = isinstance(artifact.entries[info.name].skeleton, Raw)
+            if raw and not isinstance(methods[info.name], Keep) and info.dtype in FLOATS:
+                reasons[info.name] = (
+                    "too near the largest value of its dtype, or too small for float32, to be approximated"
+                    if info.size
+                    else "empty"
+                )
+            continue
+        if info.name not in lossy:
+            reasons[info.name] = "left out by include or exclude"
+        elif info.dtype not in FLOATS:
+            reasons[info.name] = f"{info.dtype} values are never approximated"
+        elif not info.size:
+            reasons[info.name] = "empty"
+        else:
+            reasons[info.name] = chosen
+    return reasons
+
+
+def _finite(values: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32)).all())  # in float32, where clustering works
