@@ -19,8 +19,9 @@ import codeword
 from codeword.data import Dataset, load_data
 from codeword.errors import CodewordError, DataError, MismatchError, PlanError, TrainingError
 from codeword.finetune import Finetune, History
-from codeword.train.batches import hold_out, moved
+from codeword.train.batches import hold_out, moved, open_batches
 from codeword.train.loop import train
+from codeword.train.processes import Process
 from fake_stage import Halved, small_net
 
 DIGITS = load_data("digits", limit=400)
@@ -232,6 +233,18 @@ def test_one_output_is_no_classification():
     assert losses[history.kept] == min(losses)
 
 
+@pytest.mark.parametrize("empty", [[], Dataset("none", DIGITS.x[:0], DIGITS.y[:0])])
+def test_there_must_be_something_to_score(empty):
+    with pytest.raises(DataError, match=r"held out: the data gave no batch|none: no examples"):
+        run(data=loader(), validation=empty)
+
+
+def test_a_process_whose_part_is_empty_scores_nothing():
+    one = Dataset("one", DIGITS.x[:1], DIGITS.y[:1])
+    parts = [list(open_batches(one, QUICK, torch.device("cpu"), Process(rank, 2)).in_order()) for rank in range(2)]
+    assert [[len(batch.x) for batch in part] for part in parts] == [[1], []]
+
+
 def test_a_net_does_not_learn_from_itself():
     stage = Halved()
     net = stage.prepare(small_net())
@@ -305,6 +318,36 @@ def test_a_net_with_channels_last_goes_on_alike(tmp_path, kind):
         run(options, net=net(), checkpoint=tmp_path, on_epoch=stop_after(1))
     found = run(options, net=net(), checkpoint=tmp_path, resume=True)
     assert digest(*found[:2]) == digest(*expected[:2])
+
+
+def test_there_must_be_something_to_go_on_from():
+    with pytest.raises(PlanError, match="resume needs a checkpoint folder"):
+        run(resume=True)
+    with pytest.raises(PlanError, match="resume needs a checkpoint folder"):
+        codeword.compress(small_net(), "8x", data=DIGITS, finetune=QUICK, resume=True)
+
+
+class Late(Halved):
+    """Final in its second epoch of five steps; `prepare` made one."""
+
+    settled = property(lambda self: self.steps > 7)
+
+
+def test_no_epoch_is_kept_before_the_stage_is_settled(tmp_path):
+    net = Late().prepare(small_net()).eval()
+    with torch.no_grad():
+        own = Dataset("own", DIGITS.x, net(torch.from_numpy(DIGITS.x)).argmax(1).numpy())
+    data = hold_out(DIGITS, QUICK)[0]
+
+    def late(**rest):
+        stage = Late()
+        return train(stage.prepare(small_net()), stage, data, QUICK, validation=own, **rest)
+
+    with pytest.raises(Stop):
+        late(checkpoint=tmp_path, on_epoch=stop_after(1))
+    for history in (late(), late(checkpoint=tmp_path, resume=True)):
+        assert history.done[0].held_out_top1 == 100
+        assert history.kept == 2
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -459,6 +502,11 @@ def test_options_are_checked(field, value):
         Finetune(**{field: value})
     assert PlanError.exit_code == 5
     assert issubclass(TrainingError, CodewordError)
+
+
+def test_epochs_of_pruning_need_a_sparsity():
+    with pytest.raises(PlanError, match="prune_epochs is 3, but there is no sparsity to prune to"):
+        Finetune(prune_epochs=3)
 
 
 def test_holding_out_everything():

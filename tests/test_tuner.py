@@ -34,6 +34,7 @@ from codeword.methods import (
 from codeword.nn import CodedModule, TorchExpr
 from codeword.train import Tuner
 from codeword.train import leaves as train_leaves
+from codeword.train.leaves import KINDS
 
 ALONE: list[Any] = [
     KMeans(8),
@@ -164,9 +165,30 @@ def dense_gradient(net: nn.Module, name: str) -> np.ndarray:
 @pytest.mark.parametrize("method", METHODS[:-1], ids=repr)
 def test_gradients_are_sums_or_means_over_members(method: Any, gradient: Any):
     model = made()
-    kinds = ("codebook", "step", "scale", "gain", "offset", "raw")
-    tuner = Tuner(compressed(model, method), gradient=gradient, train=kinds)
+    tuner = Tuner(compressed(model, method), gradient=gradient, train=KINDS)
     net: Any = tuner.prepare(model).train()
+    check_gradients(net, gradient)
+
+
+@pytest.mark.parametrize("method", [KMeans(8), RowScaled(6), RateAware(0.05), Prune(0.6, then=KMeans(8))], ids=repr)
+def test_with_new_codes_gradients_are_means_over_new_members_and_shadows_stay_where_they_were(method: Any):
+    model = made()
+    tuner = Tuner(compressed(model, method), reassign_every=1, start="decoded", train=KINDS)
+    net: Any = tuner.prepare(model).train()
+    twin: TorchExpr = net.conv.expr
+    with torch.no_grad():  # as if training had moved everything
+        twin.want(twin() + twin().std() * torch.randn(twin.shape, generator=torch.manual_seed(0)) * (twin() != 0))
+    codes, wanted = [lookup.codes for lookup in lookups(twin.to_expr())], twin.wanted
+    tuner.reassign()
+    assert any(
+        not np.array_equal(*pair) for pair in zip(codes, (it.codes for it in lookups(twin.to_expr())), strict=True)
+    )
+    assert torch.allclose(twin.wanted, wanted, atol=1e-5)
+    check_gradients(net, "mean")
+
+
+def check_gradients(net: Any, gradient: str) -> None:
+    """Of each leaf of the kernels, against finite differences and the dense gradient."""
     x, y = batch()
     F.cross_entropy(net(x), y).backward()
     twin: TorchExpr = net.conv.expr
@@ -606,7 +628,8 @@ def test_autocast_and_compile_without_a_break():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"reassign_every": 0}, "reassign_every must be at least 1, got 0"),
+        ({"reassign_every": 0}, "reassign_every must be a whole number >= 1, got 0"),
+        ({"reassign_every": 1.5}, "reassign_every must be a whole number >= 1, got 1.5"),
         ({"rate": "low"}, "rate must be of hold, free, got 'low'"),
         ({"zeros": "none"}, "zeros must be of fixed, free"),
         ({"gradient": 1}, "gradient must be of mean, sum, got 1"),
@@ -618,6 +641,11 @@ def test_autocast_and_compile_without_a_break():
 def test_wrong_options(options: Any, says: str):
     with pytest.raises(PlanError, match=says):
         Tuner(compressed(made(), KMeans(3)), **options)
+
+
+def test_kinds_may_come_from_an_iterator():
+    net = Tuner(compressed(made(), KMeans(3)), train=iter(("raw",))).prepare(made())
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias", "head.bias"]
 
 
 def test_what_is_refused():

@@ -76,6 +76,8 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given = getattr(self, name)
             if not (name == "sparsity" and given is None) and not (type(given) in (int, float) and fits(given)):
                 raise PlanError(f"finetune: {name} must be {what}, got {given!r}")
+        if self.prune_epochs is not None and self.sparsity is None:
+            raise PlanError(f"finetune: prune_epochs is {self.prune_epochs}, but there is no sparsity to prune to")
         for name, words in (("optimizer", Optimizer), ("mixed", Mixed), ("keep", Keeping)):
             if getattr(self, name) not in get_args(words):
                 raise PlanError(f"finetune: {name} must be one of {get_args(words)}, got {getattr(self, name)!r}")

@@ -144,7 +144,8 @@ class _OfDataset:
 
     def in_order(self) -> Iterator[Batch]:
         for chosen in self._process.share_of(torch.arange(len(self))).split(_SCORED):
-            yield self._part(chosen, None, Process())
+            if len(chosen):  # there may be more processes than examples
+                yield self._part(chosen, None, Process())
 
     def _part(self, chosen: Tensor, drawn: torch.Generator | None, process: Process) -> Batch:
         index = chosen.to(self._x.device)

@@ -94,9 +94,10 @@ def train(
     folder for the state after each epoch; resume: go on from there. progress: told of steps; on_epoch: of where it
     starts from and of each epoch. All processes of an initialised group must call this; the first alone writes.
 
-    Raises TrainingError at a loss that is no number, net and stage being put back to the start of that epoch; DataError
-    for data that do not fit; MismatchError if the folder's state is of another run; PlanError if it holds one and
-    resume is not given. At Ctrl-C the state after the last whole epoch is in the folder.
+    Raises TrainingError at a loss that is NaN or infinite, net and stage being put back to the start of that epoch;
+    DataError for data that do not fit; MismatchError if the folder's state is of another run; PlanError if it holds one
+    and resume is not given, or resume is given without a folder. At Ctrl-C the state after the last whole epoch is in
+    the folder.
     """
     process = this_process()
     device = next(iter(net.parameters())).device
@@ -106,6 +107,8 @@ def train(
     objective = Objective(
         loss, teacher, distill=options.distill, temperature=options.temperature, class_dim=options.class_dim
     )
+    if resume and checkpoint is None:
+        raise PlanError("resume needs a checkpoint folder to go on from; give checkpoint=")
     if validation is None and isinstance(data, Dataset):
         data, validation = hold_out(data, options)
     batches = open_batches(data, options, device, process)

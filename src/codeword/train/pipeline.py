@@ -77,6 +77,8 @@ def finetune(
         data, validation = hold_out(data, options)
     device = best_device()
     with group(device) as process:
+        if resume and checkpoint is None:
+            raise PlanError("resume needs a checkpoint folder to go on from; give checkpoint=")
         if checkpoint is not None and not resume:
             check_unused([state_path(checkpoint, stage) for stage in (Pruner, Tuner)], process)
         teacher = copy.deepcopy(model).to(device).requires_grad_(False)
@@ -89,7 +91,7 @@ def finetune(
             "loss": loss or classify,
             "validation": validation,
             "checkpoint": checkpoint,
-            "resume": True,  # a folder that must not be used was refused above
+            "resume": checkpoint is not None,  # a folder that must not be used was refused above
             "progress": progress,
             "on_epoch": on_epoch,
         }

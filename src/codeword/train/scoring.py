@@ -80,17 +80,23 @@ class Score(NamedTuple):
 
 
 def score(model: nn.Module, held_out: Batches, loss: BatchLoss, process: Process) -> Score:
-    """Mean loss of the task and top-1 over all processes' batches, in eval mode; the same on each process."""
+    """Mean loss of the task and top-1 over all processes' batches, in eval mode; the same on each process.
+
+    Raises DataError if there is no batch, or one does not fit the net.
+    """
     of_task = loss.of_task
-    sums = torch.zeros(4, dtype=torch.float64)  # loss, examples, right, judged
+    sums = torch.zeros(5, dtype=torch.float64)  # batches, loss, examples, right, judged
     # not inference_mode: what a module decodes and keeps would be of no use to training
     with eval_mode(model), torch.no_grad():
         for at, batch in enumerate(held_out.in_order()):
+            sums[0] += 1
             if batch.y is not None:
                 output, value = of_task(model, batch, f"held out, batch {at}")
                 n = len(batch.x)
-                sums += torch.tensor([n * float(value), n, *_hits(output, batch.y)], dtype=torch.float64)
-    total, examples, right, judged = process.total(sums.to(loss.device)).tolist()
+                sums[1:] += torch.tensor([n * float(value), n, *_hits(output, batch.y)], dtype=torch.float64)
+    count, total, examples, right, judged = process.total(sums.to(loss.device)).tolist()
+    if not count:
+        raise DataError("held out: the data gave no batch; expected at least one")
     mean = total / examples if examples else math.nan
     return Score(mean if math.isfinite(mean) else None, 100 * right / judged if judged else None)
 

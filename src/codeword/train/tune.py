@@ -66,14 +66,17 @@ class Tuner:
         pace: float | None = None,
         nbytes: int | None = None,
     ) -> None:
-        if reassign_every is not None and reassign_every < 1:
-            raise PlanError(f"tuner: reassign_every must be at least 1, got {reassign_every}; None never reassigns")
+        if reassign_every is not None and (type(reassign_every) is not int or reassign_every < 1):
+            raise PlanError(
+                f"tuner: reassign_every must be a whole number >= 1, got {reassign_every!r}; None never reassigns"
+            )
+        kinds = None if train is None else frozenset(train)
         for name, value, known in (
             ("rate", rate, ("hold", "free")),
             ("start", start, ("model", "decoded")),
             ("zeros", zeros, ("fixed", "free")),
             ("gradient", gradient, ("mean", "sum")),
-            *(("train", kind, KINDS) for kind in train or ()),
+            *(("train", kind, KINDS) for kind in sorted(kinds or ())),
         ):
             if value not in known:
                 raise PlanError(f"tuner: {name} must be of {', '.join(known)}, got {value!r}")
@@ -94,7 +97,7 @@ class Tuner:
             fix_zeros=zeros == "fixed",
             mean=gradient == "mean",
             pace=_pace(reassign_every) if pace is None else pace,
-            kinds=None if train is None else frozenset(train),
+            kinds=kinds,
         )
         self._net: nn.Module | None = None
         self._steps = 0
