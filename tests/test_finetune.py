@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import random
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from codeword.errors import CodewordError, DataError, MismatchError, PlanError, 
 from codeword.finetune import Finetune, History
 from codeword.train.batches import hold_out, moved, open_batches
 from codeword.train.loop import train
+from codeword.train.optimizer import make_optimizer, set_rate
 from codeword.train.processes import Process
 from fake_stage import Halved, small_net
 
@@ -135,6 +137,19 @@ def test_a_loader_of_ones_own():
     told = []
     _, _, history = run(data=Endless(), progress=lambda *args: told.append(args[:2]))
     assert told[-1] == (6, 6)
+
+
+def test_the_rate_rises_over_a_twentieth_and_falls_along_half_a_cosine():
+    options = Finetune(epochs=2, learning_rate=1.0)
+    optimizer = make_optimizer(nn.Linear(2, 2), options)
+    found = [set_rate(optimizer, options, epoch, at, 50) for epoch in (1, 2) for at in range(50)]
+    assert found[0] == pytest.approx(0.1 * 0.99994, rel=1e-4)  # 0.005 of the way: a tenth of the rise
+    assert found[4] == pytest.approx(0.9 * 0.5 * (1 + math.cos(0.045 * math.pi)))
+    assert found[49] == pytest.approx(0.5, abs=0.01)
+    assert max(found) == found[5] < 1
+    assert found[5:] == sorted(found[5:], reverse=True)
+    assert found[99] < 1e-4
+    assert optimizer.param_groups[0]["lr"] == found[99]
 
 
 class Unsized(torch.utils.data.IterableDataset):

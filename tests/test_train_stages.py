@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from codeword.errors import PlanError, TrainingError
 from codeword.finetune import Finetune
 from codeword.train import Pruner, Tuner
 from codeword.train.loop import train
+from codeword.train.pipeline import _within
 from codeword.zoo import lenet5_trained
 from fake_stage import small_net
 
@@ -26,7 +28,7 @@ STAGES = ["pruner", "tuner"]
 
 
 def prepared(kind, net):
-    stage = Pruner(0.7, steps=12, every=2) if kind == "pruner" else Tuner(clustered(net), reassign_every=2)
+    stage = Tuner(clustered(net), reassign_every=2) if kind == "tuner" else Pruner(0.7, steps=12, every=2)
     return stage, stage.prepare(net.train())
 
 
@@ -142,6 +144,20 @@ def test_a_target_is_met_after_training_too(target, every):
     assert 0.98 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
     assert made.histories[0].dense.held_out_top1 > 97
     assert codeword.evaluate(made.artifact, "digits", model=net).top1 > 97
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(100, 90), (120, 120), (None, 120)])
+def test_what_grew_past_the_budget_gets_new_codes_once_more(budget, expected):
+    class Grown:
+        nbytes = 120
+
+        def finalize(self):
+            return SimpleNamespace(nbytes=self.nbytes)
+
+        def reassign(self):
+            self.nbytes = 90
+
+    assert _within(Grown(), budget).nbytes == expected
 
 
 def test_a_tuner_keeps_to_the_size_it_is_given():
