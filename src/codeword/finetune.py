@@ -25,14 +25,14 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to train a net while it is compressed; every default is meant to do.
+    """How to train a compressed net; the defaults suit most.
 
-    The rate rises over the first twentieth of all steps to learning_rate and falls along half a cosine to 0.
-    batch_size: of all processes together; a loader of one's own has its own. distill: what share of the loss is to
-    give the outputs of the uncompressed net at `temperature`, the rest being to give the labels; with 1 no labels are
-    needed. class_dim: which dimension of the outputs holds the classes; 1 goes without saying for (n, classes) and
-    under cross entropy. reassign_every: steps after which each weight takes the codeword that is best for it by then;
-    None: never.
+    The learning rate rises over the first twentieth of all steps to learning_rate and falls along half a cosine to 0.
+    batch_size: examples a step, of all processes together; a loader brings its own. distill: the share of the loss that
+    is to give the outputs of the uncompressed net at `temperature`, the rest being to give the labels; with 1 no labels
+    are needed. class_dim: the dimension of the outputs that holds the classes; not needed for outputs (n, classes), nor
+    under cross entropy, where it is 1. reassign_every: steps after which each weight takes the codeword that suits it
+    best by then; None: never.
 
     held_out: examples of a Dataset that are not trained on but scored after each epoch; None: 5,000, or a tenth if
     that is less. keep: the state of the epoch that did best on them, or of the last. mixed: "bf16" computes in

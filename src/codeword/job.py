@@ -53,7 +53,7 @@ class Compressed:
 class Job:
     """What to make of a net. At most one of target, plan and method is given; with none the target is 8x.
 
-    method: for all matrices and kernels; the rest is kept. importance: see `api.compress`. include,
+    method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. include,
     exclude: globs on tensor names; what they leave out is kept.
     """
 

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """Data that can be gone through again and again."""
+    """Data to iterate over epoch after epoch."""
 
     def __len__(self) -> int:
         """Examples, or batches of a loader; 0 if not known."""
@@ -97,9 +97,9 @@ def hold_out(data: Dataset, options: Finetune) -> tuple[Dataset, Dataset | None]
 
 
 def moved(images: Tensor, generator: torch.Generator, *, shift: int = 0, mirror: bool = False) -> Tensor:
-    """Images (n, c, h, w), each moved by its own random number of pixels, -shift to shift; zeros come in.
+    """Images (n, c, h, w), each shifted by random numbers of pixels, -shift to shift, down and right; zeros come in.
 
-    mirror: half of them are turned round, left to right. The generator is one of the CPU.
+    mirror: about half of them are flipped left to right. generator: of the CPU, wherever the images are.
     """
     n, _, height, width = images.shape
     down, right = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator)

@@ -64,7 +64,7 @@ def check_unused(paths: Iterable[Path], process: Process) -> None:
     """Raises PlanError if there is a state already: what it cost must not be lost by mistake."""
     found = [str(path) for path in paths if path.exists()]
     # The first process's word: by the time another looks, the first may have written already.
-    if process.agree(bool(found)):
+    if process.first_says(bool(found)):
         raise PlanError(
             f"{' and '.join(found)} hold the state of a run; go on from there with resume=True (--resume), name "
             "another folder, or remove what is there"

@@ -74,14 +74,14 @@ _Groups: TypeAlias = dict[Place, list[tuple[str, Leaf]]]
 
 @dataclass(slots=True)
 class _Tensor:
-    """One tensor."""
+    """What training keeps of one tensor of the file."""
 
     twin: TorchExpr
     frozen: bool
     size: float  # of its weights
     pruned: np.ndarray | None  # where the dense weight was zero and decoded to it; None if nowhere
     nbytes: int = 0  # of its leaves in the file
-    lam: float = 0.0  # what a bit cost last
+    lam: float = 0.0  # price of a bit when its codes were last chosen
 
 
 class Coded(Mapping[str, TorchExpr]):
@@ -104,21 +104,21 @@ class Coded(Mapping[str, TorchExpr]):
 
     @property
     def frozen(self) -> list[str]:
-        """Those that stay as they are."""
+        """Names of the tensors that do not train: the model had them frozen."""
         return [name for name, tensor in self._tensors.items() if tensor.frozen]
 
     @property
     def nbytes(self) -> int:
-        """Of all leaves of tensors with a shadow, in the file."""
+        """Bytes in the file of all leaves of the tensors with a shadow."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     @property
     def prices(self) -> dict[str, float]:
-        """What a bit cost last in each tensor."""
+        """Tensor -> the price of a bit when its codes were last chosen; 0 if they never were."""
         return {name: tensor.lam for name, tensor in self._tensors.items()}
 
     def set_prices(self, prices: Mapping[str, float]) -> None:
-        """Go on from those of a state."""
+        """Start the next search from these, as `prices` gave them."""
         for name, lam in prices.items():
             self._tensors[name].lam = lam
 

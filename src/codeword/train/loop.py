@@ -184,7 +184,7 @@ class _Run:
     def start(self, path: Path | None, teacher: nn.Module | None) -> None:
         """The state of a folder, or that before the first epoch, which is scored and saved."""
         self._run_of = fingerprint(self._options, self._state(), len(self._batches))
-        if path is not None and self._process.agree(path.exists()):
+        if path is not None and self._process.first_says(path.exists()):
             self._load(path)
             return
         if path is not None and self._process.writes:
@@ -217,7 +217,7 @@ class _Run:
                 try:
                     self._stage.step()
                 except NonFiniteError as error:
-                    losses.read(epoch, at)  # a loss that is no number says more
+                    losses.read(epoch, at)  # a loss that is not finite says more
                     raise NotFiniteError(f"{error}: epoch {epoch}, batch {at}") from error
                 steps = at + 1
                 if steps % self._read == 0:

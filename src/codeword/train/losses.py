@@ -1,4 +1,4 @@
-"""What training is to make small: the task's own loss, the distance from the uncompressed net, or both.
+"""What training minimizes: the task's own loss, the distance from the uncompressed net, or both.
 
 classify(output, target)             cross entropy
 distillation(output, teacher, T)     Hinton, Vinyals & Dean 2015: the cross entropy of softened classes

@@ -16,18 +16,18 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which of how many."""
+    """One of `count` processes that train together; ranks count from 0."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def writes(self) -> bool:
-        """Whether files are this one's to write."""
+        """Whether this process writes the files: the first does, for all."""
         return self.rank == 0
 
     def share_of(self, examples: Tensor) -> Tensor:
-        """Each process's own examples (n, ...): as many as any other's, or one less."""
+        """This process's part of examples (n, ...): every `count`-th, so that parts differ by one example at most."""
         return examples[self.rank :: self.count]
 
     def total(self, values: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ class Process:
             distributed.all_reduce(values)
         return values
 
-    def agree(self, word: bool) -> bool:
-        """What the first process says."""
-        return bool(self.total(torch.tensor(float(word and self.rank == 0), device=_device())))
+    def first_says(self, found: bool) -> bool:
+        """What the first process has found, on each: all then take the same decision."""
+        return bool(self.total(torch.tensor(float(found and self.rank == 0), device=_device())))
 
 
 def _device() -> torch.device:

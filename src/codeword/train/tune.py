@@ -35,22 +35,25 @@ State: TypeAlias = dict[str, Tensor | int | float | str]
 
 
 class Tuner:
-    """Trains the leaves of a compressed net: one code path for every method.
+    """Trains the float leaves of a compressed net, and takes its codes anew: one code path for every method.
 
-    reassign_every: steps between new codes, taken from a shadow of the dense weights that trains beside them; None:
-    codes stay. rate "hold": new codes take what makes a file of `nbytes`, or less where more is of no use; None: of
-    the size that the file given has. "free": the nearest codewords.
-    start: where shadows begin, "model" at the weights of the model given, which are normally those that were
-    compressed, or "decoded". zeros "fixed": codewords, factors and matrix entries that are exactly zero stay so, and
-    weights that are zero in both model and file keep their code; "free": only masks and positions do. gradient "mean":
-    that of a codeword is the mean, not the sum, over its members (and likewise of factors, over the weights they
-    serve), so that one learning rate suits them and dense weights. pace: of a shadow over a dense weight's, None for 2
-    over reassign_every: what is learned between two sets of codes is learned in one place, and to go on in that
-    direction for long is to go too far. train: kinds of leaves that train, of
-    `leaves.KINDS`; None for all but the step of a codebook, which moves with it, and factors of rows in 8 bits, whose
-    jumps a norm takes back anyway.
+    reassign_every: steps of the optimizer between new codes; None: codes stay. New codes are those that fit a shadow
+    best, a dense copy of the weights that trains beside the codewords. rate "hold": they take no more bytes than the
+    codes of the file given, or what makes a file of `nbytes` or less; "free": they are the nearest codewords, whatever
+    these cost. start: the values that shadows begin with, "model" for those of the model given, normally the weights
+    that were compressed, or "decoded". pace: the learning rate of shadows over that of dense weights; None for
+    2 / reassign_every, at most 1: between two sets of codes gradients are taken at one place, and a shadow that
+    follows them at full rate overshoots.
+
+    zeros "fixed": codewords, factors and matrix entries that are exactly zero stay so, and weights that are zero in
+    both model and file keep their code; "free": only what a mask prunes stays zero. gradient "mean": a codeword takes
+    the mean over its members, not the sum (and a factor that over the weights it multiplies), so that one learning rate
+    suits codewords and dense weights. train: kinds of leaves that train, of `leaves.KINDS`; None for all but the step
+    of a codebook, as its codewords move anyway, and 8-bit factors of rows, which can only jump and which a norm
+    cancels.
 
     Tensors without a coded form (`swap_report`) and frozen weights stay as the file has them: `fixed` lists them.
+    Raises PlanError for options that are wrong.
     """
 
     def __init__(

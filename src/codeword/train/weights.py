@@ -40,7 +40,7 @@ class LayerWeight:
 
 
 def layer_weights(model: nn.Module) -> tuple[list[LayerWeight], dict[str, str]]:
-    """(weights in the order of the model, parameter name -> why it is none)."""
+    """(weights in the order of the model, name of each other parameter -> why it is not among them)."""
     kinds: dict[int, tuple[Kind, nn.Module, str]] = {}
     types: dict[int, str] = {}
     names: dict[int, list[str]] = {}
@@ -57,7 +57,9 @@ def layer_weights(model: nn.Module) -> tuple[list[LayerWeight], dict[str, str]]:
     found, skipped = [], {}
     for key, parameter in parameters.items():
         if key not in kinds or parameter.dim() < 2 or not parameter.is_floating_point():
-            skipped |= dict.fromkeys(names[key], f"{types[key]}: no matrix or kernel of a layer")
+            skipped |= dict.fromkeys(
+                names[key], f"{types[key]}: not the weight of a linear, convolution or embedding layer"
+            )
         elif not parameter.requires_grad:
             skipped |= dict.fromkeys(names[key], "frozen: requires_grad is False")
         elif not parameter.numel():
