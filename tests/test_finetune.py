@@ -367,7 +367,7 @@ def test_no_epoch_is_kept_before_the_stage_is_settled(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     run(checkpoint=tmp_path)
-    with pytest.raises(PlanError, match=r"halved\.safetensors hold the state of a run; .*--resume"):
+    with pytest.raises(PlanError, match=r"the state of a run already: .*halved\.safetensors; .*--resume"):
         run(checkpoint=tmp_path)
     again = run(checkpoint=tmp_path, resume=True)  # nothing left to do
     assert len(again[2].done) == 3

@@ -66,8 +66,8 @@ def check_unused(paths: Iterable[Path], process: Process) -> None:
     # The first process's word: by the time another looks, the first may have written already.
     if process.first_says(bool(found)):
         raise PlanError(
-            f"{' and '.join(found)} hold the state of a run; go on from there with resume=True (--resume), name "
-            "another folder, or remove what is there"
+            f"there is the state of a run already: {' and '.join(found)}; go on from it with resume=True (--resume), "
+            "name another folder, or remove it"
         )
 
 
