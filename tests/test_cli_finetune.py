@@ -74,7 +74,7 @@ def test_json_and_pruning(tmp_path):
     invoke(*(again if arg == out else arg for arg in args), "--resume")
     assert again.read_bytes() == out.read_bytes()
     result = invoke(*args, code=5)
-    assert "go on from there with resume=True (--resume)" in json.loads(result.stdout)["error"]
+    assert "go on from it with resume=True (--resume)" in json.loads(result.stdout)["error"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
