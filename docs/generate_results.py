@@ -19,17 +19,18 @@ NETS = {"lenet5": "LeNet-5, MNIST", "resnet20": "ResNet-20, CIFAR-10", "resnet56
 sys.path.insert(0, str(BENCHMARKS))
 import generate_clustering  # noqa: E402
 import generate_training  # noqa: E402
+import section_calibration  # noqa: E402
 
 from main_job import table, tables  # noqa: E402
 
 
-def page(main_job: dict, peers: dict, compensation: list[dict]) -> str:
+def page(main_job: dict, peers: dict, compensation: list[dict], calibration: dict) -> str:
     parts = [
         "# Results",
         "<!-- Made by docs/generate_results.py from benchmarks/*.json. Edit those or the script, not this page. -->",
         "Sizes are bytes of files on disk, everything counted. Accuracy is top-1 in percent on the full test set, "
-        "beside the uncompressed net on the same images; a drop below zero is a gain. No data was used and nothing "
-        "retrained.",
+        "beside the uncompressed net on the same images; a drop below zero is a gain. Nothing was retrained, and no "
+        "data used but where it is said.",
         "## The main job",
         "`CODEWORD_DATA=DATA python benchmarks/main_job.py --weights FOLDER` (raw: `benchmarks/main_job.json`). "
         "Rounding + xz is what anyone can make in five lines: symmetric rounding a channel to b bits, codes under "
@@ -72,6 +73,7 @@ def page(main_job: dict, peers: dict, compensation: list[dict]) -> str:
         "images, by which the method's constants were chosen, with and without errors made to cancel within kernels "
         "and rows.",
         table(["net, target", "bytes without", "divergence", "bytes with", "divergence", "less by"], rows),
+        *section_calibration.calibration(calibration),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -103,13 +105,15 @@ def readme_table(main_job: dict, peers: dict) -> str:
 
 
 def main() -> None:
-    names = ("main_job", "peers", "compensation")
-    main_job, peers, compensation = (json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names)
+    names = ("main_job", "peers", "compensation", "calibration")
+    main_job, peers, compensation, calibration = (
+        json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names
+    )
     readme = README.read_text()
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     made = {
-        PAGE: page(main_job, peers, compensation),
+        PAGE: page(main_job, peers, compensation, calibration),
         TRAINING: generate_training.page(ROOT),
         CLUSTERING: generate_clustering.page(BENCHMARKS),
         README: f"{before}{BEGIN}\n{readme_table(main_job, peers)}\n{END}{after}",

@@ -11,21 +11,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from codeword import report
 from codeword.artifact import Artifact
-from codeword.calibrate import check_importance, importance_from_data
+from codeword.calibrate import check_importance, examples, importance_from_data
 from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
 from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score
 from codeword.execute import Importance, Progress
 from codeword.finetune import Finetune, History
-from codeword.job import Compressed, Job
+from codeword.job import Anew, Compressed, Job
 from codeword.methods import Method
 from codeword.plan import Plan, parse_method
+from codeword.refine import refined
 from codeword.safetensors_file import write_safetensors
 from codeword.sources import open_source
 
@@ -44,6 +46,7 @@ def fit(
     target: str | float | None = None,
     *,
     data: Iterable[Any] | Dataset | str | None = None,
+    net: torch.nn.Module | None = None,
     importance: Importance | None = None,
     plan: Plan | Path | None = None,
     method: Method | str | None = None,
@@ -70,18 +73,28 @@ def fit(
     if plan is not None and target is not None:
         raise PlanError("give target or plan, not both: a plan says all that a target would decide")
     data, validation = (load_data(it) if isinstance(it, str) else it for it in (data, validation))
+    anew: Anew | None = None
     if data is not None:
         if importance is not None and finetune is None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
-        if not hasattr(model, "named_modules"):
-            raise PlanError(f"data needs a model to run; {source.location} is only weights: pass the torch module")
+        runs = model if net is None or finetune is not None else net
+        if not hasattr(runs, "named_modules"):
+            raise PlanError(
+                f"data needs a model to run; {source.location} is only weights: pass the torch module as net"
+            )
         if finetune is None:
-            importance = importance_from_data(model, data)
+            seen = examples(data)
+            names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
+            importance = {name: cost for name, cost in importance_from_data(runs, seen).items() if name in names}
+            anew = partial(refined, model=runs, data=seen, seed=seed)
+    elif net is not None:
+        raise PlanError("net is what data runs through: give data too")
     job = Job(
         target=target,
         plan=plan if plan is None or isinstance(plan, Plan) else Plan.load(plan),
         method=parse_method(method) if isinstance(method, str) else method,
         importance=check_importance(importance, source.infos) if importance is not None else None,
+        anew=anew,
         include=include,
         exclude=exclude,
         seed=seed,
@@ -127,6 +140,7 @@ def compress(
     target: str | float | None = None,
     *,
     data: Iterable[Any] | Dataset | str | None = None,
+    net: torch.nn.Module | None = None,
     importance: Importance | None = None,
     plan: Plan | Path | None = None,
     method: Method | str | None = None,
@@ -148,9 +162,10 @@ def compress(
 
     model: a path (safetensors, also sharded; a torch checkpoint), a torch module, or a mapping of arrays. target: "30x"
     (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if neither target nor plan is given.
-    data: batches of inputs, a Dataset or the name of one, to make errors cancel at the outputs of layers, where they do
-    harm (needs a module; labels are not used). importance: the same by hand, tensor name -> what a squared error of
-    each weight costs, an array of its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of
+    data: batches of inputs, a Dataset or the name of one, of which up to 1,024 examples make errors cancel at the
+    outputs of layers, where they do harm; labels are not used. net: the module to run them, where `model` is only
+    weights. importance: what errors cost, by hand: tensor name -> that of a squared error of each weight, an array of
+    its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of
     one. method: one for all matrices and kernels, everything else kept: an object such as `KMeans(16)`, or
     "kmeans:n_clusters=16". include, exclude: globs on tensor names; what they leave out is kept losslessly. The same
     input, plan and seed give the same bytes with any number of workers.
@@ -167,6 +182,7 @@ def compress(
         model,
         target,
         data=data,
+        net=net,
         importance=importance,
         plan=plan,
         method=method,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH = 256
+_MOST_EXAMPLES = 1024
 _WIDEST = 4608  # inputs of a weight: 512 kernels of 3 x 3; their moments take 85 MB
 _PLACES = 64  # of an image that patches are taken from
 
@@ -34,40 +35,28 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     batch, the model does not take one, or none reaches a layer.
     """
     import torch
-    from torch import nn
 
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
     places = torch.Generator().manual_seed(0)
     batches = 0
 
-    def watch(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook handle
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            moment = _input_moments if _is_narrow(module) else _input_moment
-            total, count = moment(module, inputs[0].detach(), places)
+    def watch(name: str, module: torch.nn.Module) -> Any:  # noqa: ANN401 - a hook handle
+        def hook(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0].detach()
+            total, count = _second(module, x, places) if is_narrow(module) else _squares(module, x)
             sums[name] = sums[name] + total if name in sums else total
             counts[name] = counts.get(name, 0) + count
 
         return module.register_forward_pre_hook(hook)
 
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, *_convs())) and "weight" in dict(module.named_parameters(recurse=False))
-    }
+    layers = weight_layers(model)
     handles = [watch(name, module) for name, module in layers.items()]
     device = next((parameter.device for parameter in model.parameters()), None)
     try:
         with eval_mode(model), torch.inference_mode():
-            for batch in _batches(data):
-                try:
-                    model(batch.to(device))
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                    raise DataError(
-                        f"calibration: {type(model).__name__} does not take batch {batches} of shape "
-                        f"{tuple(batch.shape)}, {batch.dtype}: {said}"
-                    ) from error
+            for batch in batches_of(data):
+                run_on(model, batch.to(device), f"batch {batches}")
                 batches += 1
     finally:
         for handle in handles:
@@ -79,13 +68,41 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
         mean = (total / max(counts[name], 1)).cpu().numpy().astype(np.float32)
         if not mean.any():
             continue  # nothing came through: no weight of it matters to these data, and others may wake it
-        if _is_narrow(layers[name]):
+        if is_narrow(layers[name]):
             found[f"{name}.weight"] = Moments(mean)
             continue
         floor = 1e-3 * float(mean.mean())
         shape = tuple(layers[name].get_parameter("weight").shape)
         found[f"{name}.weight"] = np.broadcast_to(np.maximum(mean, floor), shape).copy()
     return found
+
+
+def examples(data: Iterable[Any] | Dataset) -> list[torch.Tensor]:
+    """Batches of up to 1,024 examples in all: evenly from a Dataset, which may be in order, or the first that come."""
+    import torch
+
+    if isinstance(data, Dataset):
+        some = np.arange(min(len(data), _MOST_EXAMPLES)) * len(data) // max(min(len(data), _MOST_EXAMPLES), 1)
+        return list(torch.from_numpy(np.ascontiguousarray(data.x[some])).split(_BATCH))
+    found: list[torch.Tensor] = []
+    left = _MOST_EXAMPLES
+    for batch in batches_of(data):
+        found.append(batch[:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    return found
+
+
+def run_on(model: torch.nn.Module, x: torch.Tensor, what: str) -> None:
+    """Runs a net on x, for what its hooks see. Raises DataError, naming x as `what`, if the net does not take it."""
+    try:
+        model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"calibration: {type(model).__name__} does not take {what} of shape {tuple(x.shape)}, {x.dtype}: {said}"
+        ) from error
 
 
 def check_importance(importance: Importance, infos: Iterable[TensorInfo]) -> Importance:
@@ -118,67 +135,62 @@ def check_importance(importance: Importance, infos: Iterable[TensorInfo]) -> Imp
     return importance
 
 
-def _convs() -> tuple[type, ...]:
+def weight_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear and convolution layers of a net whose weight is a parameter of their own, by name."""
     from torch import nn
 
-    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and "weight" in dict(module.named_parameters(recurse=False))
+    }
 
 
-def _is_narrow(module: torch.nn.Module) -> bool:
+def is_narrow(module: torch.nn.Module) -> bool:
     """Whether the moments of a layer's input are measured whole."""
     from torch import nn
 
     weight = module.get_parameter("weight")
-    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and weight[0].numel() <= _WIDEST
+    return not isinstance(module, nn.Conv3d) and weight[0].numel() <= _WIDEST
 
 
-def _input_moments(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> tuple[torch.Tensor, int]:
-    """(sum of x x^T, how many were added): (g, c, c) for weights (out, c), at `_PLACES` places of an image."""
-    from torch import nn
+def multiplied(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> torch.Tensor:
+    """(g, n, c) float32: what the rows (r, c) of a layer's weight multiply, r / g of them each; at 64 places an image.
 
-    linear = isinstance(module, nn.Linear)
-    vectors = x.reshape(1, -1, x.shape[-1]).float() if linear else _patches(module, x, places)
-    return vectors.transpose(1, 2) @ vectors, vectors.shape[1]
-
-
-def _patches(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> torch.Tensor:
-    """What a convolution's kernels are multiplied with: (groups, n * places, in / groups * kernel) float32."""
+    x: an input of the layer, linear or a convolution in one or two dimensions; places: draws where.
+    """
     import torch
     from torch import nn
     from torch.nn import functional as F
 
+    if isinstance(module, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1]).float()
     conv: nn.Conv1d | nn.Conv2d = module  # type: ignore[assignment]
     spatial = len(conv.kernel_size)
     x = x.float() if x.dim() == spatial + 2 else x.float()[None]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    sizes = [
-        (length - dilation * (width - 1) - 1) // stride + 1
-        for length, width, stride, dilation in zip(
-            x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True
-        )
-    ]
-    steps = x.stride()[2:]
-    view = x.as_strided(
-        (*x.shape[:2], *sizes, *conv.kernel_size),
-        (
-            *x.stride()[:2],
-            *(step * stride for step, stride in zip(steps, conv.stride, strict=True)),
-            *(step * dilation for step, dilation in zip(steps, conv.dilation, strict=True)),
-        ),
-    )
+    ways = list(zip(x.shape[2:], x.stride()[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True))
+    sizes = [(length - dilation * (width - 1) - 1) // stride + 1 for length, _, width, stride, dilation in ways]
+    strides = [step * stride for _, step, _, stride, _ in ways] + [step * dilation for _, step, _, _, dilation in ways]
+    patches = x.as_strided((*x.shape[:2], *sizes, *conv.kernel_size), (*x.stride()[:2], *strides))
     chosen = torch.randperm(math.prod(sizes), generator=places)[:_PLACES]
-    index = torch.unravel_index(chosen.to(x.device), tuple(sizes))
-    some = view[(slice(None), slice(None), *index)]  # (n, channels, places, *kernel)
-    grouped = some.reshape(len(x), conv.groups, -1, *some.shape[2:]).transpose(2, 3)  # (n, g, in / g, places, ...)
-    return grouped.transpose(0, 1).reshape(conv.groups, len(x) * len(chosen), -1)
+    some = patches[(slice(None), slice(None), *torch.unravel_index(chosen.to(x.device), tuple(sizes)))]
+    grouped = some.reshape(len(x), conv.groups, -1, *some.shape[2:])  # (n, g, in / g, places, *kernel)
+    return grouped.transpose(2, 3).transpose(0, 1).reshape(conv.groups, len(x) * len(chosen), -1)
 
 
-def _input_moment(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> tuple[torch.Tensor, int]:
+def _second(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> tuple[torch.Tensor, int]:
+    """(sum of x x^T, how many were added): (g, c, c) for weights (out, c)."""
+    vectors = multiplied(module, x, places)
+    return vectors.transpose(1, 2) @ vectors, vectors.shape[1]
+
+
+def _squares(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """(sum of input**2, how many were added), shaped to broadcast against the weight (out, in / groups, *kernel)."""
     from torch import nn
 
-    del places
     if isinstance(module, nn.Linear):
         return x.double().square().reshape(-1, x.shape[-1]).sum(0), x.numel() // max(x.shape[-1], 1)
     spatial = module.get_parameter("weight").dim() - 2
@@ -190,7 +202,8 @@ def _input_moment(module: torch.nn.Module, x: torch.Tensor, places: torch.Genera
     return per_group.reshape(out, -1, *[1] * spatial), x.numel() // max(len(channels), 1)
 
 
-def _batches(data: Iterable[Any] | Dataset) -> Iterable[torch.Tensor]:
+def batches_of(data: Iterable[Any] | Dataset) -> Iterable[torch.Tensor]:
+    """The inputs of a Dataset, or of batches of one's own. Raises DataError for a batch that is no array."""
     import torch
 
     if isinstance(data, Dataset):

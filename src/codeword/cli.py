@@ -122,11 +122,13 @@ def compress(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to weigh errors by or to train; needs --data."),
+        typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to run --data through or to train; needs --data."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Images to weigh errors by, labels unused, or to train on; needs --model."),
+        typer.Option(
+            metavar="SPEC", help="Images by which errors cancel, labels unused, or to train on; needs --model."
+        ),
     ] = None,
     limit: Limit = None,
     finetune: Annotated[
@@ -203,12 +205,11 @@ def compress(
         net: Any = original
         rest: dict[str, Any] = {}
         if model is not None and data is not None:
-            from codeword.nets import load_net, weigh
+            from codeword.nets import load_net
 
             dataset = load_data(data, limit=limit)
             if options is None:
-                with console.working("weighing errors"):
-                    rest["importance"] = weigh(model, original, dataset)
+                rest = {"data": dataset, "net": load_net(model, original)}
             else:
                 net = load_net(model, original)
                 rest = {"data": dataset, "finetune": options, "resume": resume}

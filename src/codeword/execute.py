@@ -95,7 +95,7 @@ def bind_groups(
     for info in sorted(infos, key=lambda info: info.name):  # whatever their order in the source
         method = methods[info.name]
         if isinstance(method, SharedMethod) and method.shared is not None and info.size:
-            with _naming(info):
+            with _naming(info.name):
                 length = method.vector_length(info.shape)
             groups.setdefault((method, info.kind, length), []).append(info)
     bound = dict(methods)
@@ -106,7 +106,7 @@ def bind_groups(
             weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
             if finite and not _vanishes(weight):
                 generator = tensor_seed(seed, f"{label}:{info.name}")
-                with _naming(info):
+                with _naming(info.name):
                     h, share = by_weight(importance.get(info.name), info.shape), info.size / total
                     samples.append(method.gather(weight, h, share=share, generator=generator))
         if any(len(sample.vectors) for sample in samples):
@@ -116,11 +116,11 @@ def bind_groups(
 
 
 @contextmanager
-def _naming(info: TensorInfo) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        raise PlanError(f"tensor {info.name!r}: {error}") from error
+        raise PlanError(f"tensor {name!r}: {error}") from error
 
 
 def tensor_seed(seed: int, name: str) -> np.random.Generator:
@@ -137,20 +137,26 @@ def compress_tensor(
         weight, finite = source.load(info.name), True
     else:
         weight, finite = load_checked(source, info, keep_nonfinite=keep_nonfinite)
-    chosen = method if finite and not _vanishes(weight) else Keep()
+    expr = express(weight, method if finite else Keep(), info.name, seed, importance)
+    del weight
+    return code_tensor(info.name, info.dtype, info.shape, expr)
+
+
+def express(weight: np.ndarray, method: Method, name: str, seed: int, importance: Cost | None) -> Expr:
+    """One tensor by its method, or as it is if its dtype or float32 could not hold its codewords."""
+    chosen = Keep() if _vanishes(weight) else method
     # What overflows, and becomes NaN from there, is found below.
-    with np.errstate(over="ignore", invalid="ignore"), _naming(info):
-        generator = tensor_seed(seed, info.name)
+    with np.errstate(over="ignore", invalid="ignore"), _naming(name):
+        generator = tensor_seed(seed, name)
         if isinstance(importance, Moments) and isinstance(chosen, MomentsMethod):
             expr = chosen.compress_by_moments(weight, importance, generator=generator)
         else:
-            expr = chosen.compress(weight, by_weight(importance, info.shape), generator=generator)
-    if shape(expr) != info.shape:
-        raise PlanError(f"tensor {info.name!r}: {method!r} made shape {shape(expr)} of {info.shape}")
-    if finite and not _stays_finite(weight, expr):
-        expr = Keep().compress(weight, None, generator=tensor_seed(seed, info.name))
-    del weight
-    return code_tensor(info.name, info.dtype, info.shape, expr)
+            expr = chosen.compress(weight, by_weight(importance, weight.shape), generator=generator)
+    if shape(expr) != weight.shape:
+        raise PlanError(f"tensor {name!r}: {method!r} made shape {shape(expr)} of {weight.shape}")
+    if isinstance(chosen, Keep) or _stays_finite(weight, expr):
+        return expr
+    return Keep().compress(weight, None, generator=tensor_seed(seed, name))
 
 
 def by_weight(cost: Cost | None, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -6,9 +6,9 @@ made.artifact.save("model.cw")
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -25,6 +25,12 @@ from codeword.sources import Source
 from codeword.target import Target
 
 DEFAULT_TARGET = "8x"
+_AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the size of the last
+_TURNS = 6  # and more, each with one tensor less that is made anew: that whose size changed most
+_AIM = 0.995  # of the budget: what the next is aimed at
+
+# A file and the methods it was made by -> the file made anew, as `refine.refined` does.
+Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method]], Artifact]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,9 @@ class Compressed:
     """A net that was compressed: the artifact, and how it came about."""
 
     artifact: Artifact
-    plan: Plan  # of this very artifact, or of what was trained from: compressing by it again gives the same bytes
+    # Of this very artifact, or of what was trained from: compressing by it again gives the same bytes, given the same
+    # data too if there were any, unless a tensor had to stay out of what they improve for the target to be met.
+    plan: Plan
     kept: dict[str, str]  # tensor -> why it was kept losslessly
     target_nbytes: int | None  # what the target meant in bytes; None if a plan was run
     missed: str | None  # what to tell the user if the target was missed
@@ -53,14 +61,16 @@ class Compressed:
 class Job:
     """What to make of a net. At most one of target, plan and method is given; with none the target is 8x.
 
-    method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. include,
-    exclude: globs on tensor names; what they leave out is kept.
+    method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. anew: what is made
+    of each file in the end, which may change its size. include, exclude: globs on tensor names; what they leave out is
+    kept.
     """
 
     target: str | float | None
     plan: Plan | None
     method: Method | None
     importance: Importance | None
+    anew: Anew | None
     include: Sequence[str]
     exclude: Sequence[str]
     seed: int
@@ -89,6 +99,8 @@ class Job:
         if self.include or self.exclude or zeros:
             plan = Plan.of(methods, source.infos, plan.seed, plan.target)
         artifact = self._execute(source, methods, plan.seed)
+        if self.anew is not None:
+            artifact = self.anew(artifact, methods)
         kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
         return Compressed(artifact, plan, kept, None, None)
 
@@ -104,7 +116,7 @@ class Job:
             progress=self.progress,
         )
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
-        found = allocate.fit(curves, round(aim * budget), lambda methods: self._execute(source, methods, self.seed))
+        found = self._fit(source, curves, round(aim * budget))
         made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
         lossless = all(method == Keep() for method in found.methods.values())
         below = "lossless file" if lossless else "nearest file below it"
@@ -113,6 +125,30 @@ class Job:
         why = "not worth an error at this target"
         kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, made, kept, budget, missed)
+
+    def _fit(self, source: Source, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
+        """The best file within the budget, made anew, which changes its size: so several may have to be made."""
+
+        def to(goal: float) -> allocate.Fit:
+            return allocate.fit(curves, round(goal), lambda methods: self._execute(source, methods, self.seed))
+
+        first = found = to(budget)
+        if self.anew is None:
+            return first
+        least, goal = (1 - allocate.TOLERANCE) * budget, float(budget)
+        stay: set[str] = set()  # tensors whose size jumps: they keep the codes that they had at first
+        for turn in range(_TURNS):
+            again = {name: method for name, method in found.methods.items() if name not in stay}
+            artifact = self.anew(found.artifact, again)
+            if least <= artifact.nbytes <= budget:
+                return allocate.Fit(artifact, found.methods, reached=True)
+            if turn < _AIMED_TURNS:
+                goal *= _AIM * budget / artifact.nbytes
+                found = to(goal)
+            else:
+                stay.add(max(again, key=lambda name: _change(found.artifact, artifact, name)))
+                found = first
+        return first
 
     def _execute(self, source: Source, methods: Mapping[str, Method], seed: int) -> Artifact:
         return run(
@@ -125,6 +161,11 @@ class Job:
             metadata=self.metadata,
             progress=self.progress,
         )
+
+
+def _change(before: Artifact, after: Artifact, name: str) -> int:
+    """By how many bytes a tensor's size differs."""
+    return abs(after.entries[name].nbytes - before.entries[name].nbytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, cast
 from codeword import api
 from codeword.artifact import Artifact
 from codeword.artifact.layout import MAGIC
-from codeword.data import Dataset
 from codeword.errors import SourceError
 from codeword.evaluate import load_factory
-from codeword.execute import Cost
 from codeword.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -37,15 +35,6 @@ def load_net(factory: str, weights: Path | Source) -> nn.Module:
             return api.swap(model, opened)
     load_into(model, cast(Artifact, opened))  # it asks for entries and decode only
     return model
-
-
-def weigh(factory: str, source: Source, data: Dataset) -> dict[str, Cost]:
-    """What errors of the weights of `source` cost the net on this data, as `compress` takes it."""
-    from codeword.calibrate import importance_from_data
-
-    found = importance_from_data(load_net(factory, source), data)
-    names = {info.name for info in source.infos}  # of a tied weight the checkpoint may have one name, the net another
-    return {name: h for name, h in found.items() if name in names}
 
 
 def is_coded(path: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from codeword.errors import PlanError
 
-_DAMPING = 0.01  # of the mean of the diagonal, added to it: a sample is no certainty, and some inputs were never seen
+DAMPING = 0.01  # of the mean of the diagonal, added to it: a sample is no certainty, and some inputs were never seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def factor(second: np.ndarray) -> np.ndarray:
     h = second.astype(np.float64)
     mean = float(np.mean(np.diagonal(h))) or 1.0
     h /= mean
-    h[np.diag_indices_from(h)] += _DAMPING
+    h[np.diag_indices_from(h)] += DAMPING
     try:
         lower = np.linalg.cholesky(np.linalg.inv(h))
     except np.linalg.LinAlgError as error:
