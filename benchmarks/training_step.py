@@ -5,7 +5,8 @@
 
 One thread, batch 128, SGD with momentum, cross entropy: forward, backward, optimizer, and the stage's own step. All
 kinds of step take turns in one process, and what counts is the ratio of medians to the dense step. Codewords come from
-a target of 20x. New codes every 50 steps are charged by a fiftieth. Weights are random: they do not change the time.
+a target of 20x. New codes every 50 steps are charged by a fiftieth, new masks along a ramp, which are made every 100
+or so, by a hundredth. Weights are random: they do not change the time.
 Writes benchmarks/training_step.json.
 """
 
@@ -34,7 +35,9 @@ from codeword.zoo import lenet5_trained, resnet20
 JSON = Path(__file__).with_suffix(".json")
 BATCH = 128
 EVERY = 50
-TARGETS = {"masks": 1.15, "codewords": 1.3, f"codewords, new codes every {EVERY}": 1.3}
+MASKS_EVERY = 100  # a ramp of six epochs of 430 steps in 25 parts
+RAMP = f"masks along a ramp, new ones every {MASKS_EVERY}"
+TARGETS = {"masks": 1.15, RAMP: 1.15, "codewords": 1.3, f"codewords, new codes every {EVERY}": 1.3}
 
 
 def step_of(net: nn.Module, stage: Any, x: torch.Tensor, y: torch.Tensor, *, bf16: bool) -> Callable[[], None]:
@@ -68,10 +71,14 @@ def row(name: str, model: nn.Module, shape: tuple[int, ...], rounds: int, *, bf1
     begin = step_of(masked, pruner, x, y, bf16=bf16)
     for _ in range(10):  # until masks are there
         begin()
+    ramp, anew = (Pruner(0.9, steps=1 << 20, every=every) for every in (1 << 20, 1))
+    gathering, changing = (it.prepare(copy.deepcopy(model).train()) for it in (ramp, anew))
     plain, shadowed = Tuner(artifact), Tuner(artifact, reassign_every=1 << 30)
     steps = {
         "dense": step_of(copy.deepcopy(model).train(), None, x, y, bf16=bf16),
         "masks": step_of(masked, pruner, x, y, bf16=bf16),
+        "gathering": step_of(gathering, ramp, x, y, bf16=bf16),
+        "new masks each step": step_of(changing, anew, x, y, bf16=bf16),
         "codewords": step_of(plain.prepare(model).train(), plain, x, y, bf16=bf16),
         "with shadows": step_of(shadowed.prepare(model).train(), shadowed, x, y, bf16=bf16),
         "new codes": shadowed.reassign,
@@ -84,6 +91,8 @@ def row(name: str, model: nn.Module, shape: tuple[int, ...], rounds: int, *, bf1
             if turn > 1:
                 times[kind].append(1e3 * (time.perf_counter() - start))
     medians = {kind: statistics.median(took) for kind, took in times.items()}
+    new_masks = medians["new masks each step"] - medians["gathering"]
+    medians[RAMP] = medians["gathering"] + new_masks / MASKS_EVERY
     medians[f"codewords, new codes every {EVERY}"] = medians["with shadows"] + medians["new codes"] / EVERY
     ratios = {kind: round(medians[kind] / medians["dense"], 3) for kind in TARGETS}
     found = {

@@ -16,7 +16,7 @@ def steps(record: dict) -> list[str]:
     parts += [
         f"Forward, backward, optimizer and the stage's own step over the plain dense step, batch {record['batch']}, "
         f"one thread, torch {record['torch']}: ratio of medians over {record['rounds']} rounds in which all kinds take "
-        "turns; masks are final, and are not made anew."
+        "turns; plain masks are final."
         f"{' Other work ran beside: ratios are uncertain by a tenth and more.' * busy}",
         table(
             ["net", "dense step", *(f"{kind} (target {most:g}x)" for kind, most in kinds.items())],

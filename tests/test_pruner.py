@@ -570,8 +570,11 @@ def test_budgets_that_no_masks_meet_are_refused_with_those_that_they_do():
         Pruner(0.9, criterion="magnitude", scope="kinds", macs=0.99, example=torch.rand(1, 1, 28, 28)).prepare(
             lenet5_trained()
         )
+    pruner = Pruner(0.9, criterion="magnitude", scope="kinds", macs=0.9, example=X)
     with pytest.raises(PlanError, match="only one of both"):
-        Pruner(0.9, criterion="magnitude", scope="kinds", macs=0.9, example=X).prepare(net())
+        pruner.prepare(net())
+    with pytest.raises(PlanError, match="call prepare"):  # not half ready
+        pruner.step()
 
 
 def test_steps_at_the_wrong_time_are_named():

@@ -134,6 +134,7 @@ class Pruner:
         Raises MismatchError if its weights are not what trains, PlanError if nothing is left to prune, a glob matches
         nothing, or no masks could save that many multiply-accumulates.
         """
+        self._model = None  # until all is well: a pruner that was refused a net is not ready for a loop
         check_model(model)
         net = bare(model)
         found, self.skipped = layer_weights(net)
@@ -147,10 +148,11 @@ class Pruner:
         if not found:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:5])
             raise PlanError(f"Pruner: this {type(net).__name__} has nothing to prune ({reasons}, ...)")
-        self._model, self._taken = net, 0
+        self._taken = 0
         self._masked = [self._start(it) for it in found]
         self._uses = {} if self._example is None else uses(net, found, self._example)
-        self._check_macs(infos)
+        self._check_macs(infos, type(net).__name__)
+        self._model = net
         if self.sparsity is not None and not self._last:
             self._remake(1.0)
         self._apply()
@@ -287,13 +289,13 @@ class Pruner:
             torch.zeros_like(values, dtype=torch.float32) if sums else None,
         )
 
-    def _check_macs(self, infos: Sequence[TensorInfo]) -> None:
+    def _check_macs(self, infos: Sequence[TensorInfo], net: str) -> None:
         if self.macs is None or self.sparsity is None:
             return
         if len(self._groups()) < 2:
             raise PlanError(
                 f"Pruner: macs needs convolutions and other layers to choose between, and this "
-                f"{type(self._model).__name__} has only one of both to prune; leave macs out"
+                f"{net} has only one of both to prune; leave macs out"
             )
         sizes = {info.name: info.size for info in infos}
         used = [it.weight.name for it in self._masked]
@@ -303,7 +305,7 @@ class Pruner:
         if not low <= self.macs <= high:
             raise PlanError(
                 f"Pruner: masks of {self.sparsity:.1%} zeros save from {low:.1%} to {high:.1%} of the "
-                f"multiply-accumulates of this {type(self._model).__name__}, not {self.macs:.1%}; change either share"
+                f"multiply-accumulates of this {net}, not {self.macs:.1%}; change either share"
             )
 
     @torch.no_grad()
