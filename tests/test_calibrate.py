@@ -66,6 +66,15 @@ def test_moments_say_what_errors_cost_at_the_output(name, layout):
     np.testing.assert_allclose(np.einsum("ri,rij,rj->r", error, h, error), expected, rtol=1e-4)
 
 
+def test_long_sequences_are_sampled():
+    x = random(4, 1000, 5) + np.linspace(0, 1, 1000, dtype=np.float32)[:, None]
+    found = importance_from_data(net(nn.Linear(5, 2)), [x])["0.weight"].second[0]
+    whole = x.reshape(-1, 5).T @ x.reshape(-1, 5) / 4000
+    assert 0 < np.abs(found - whole).max() < 0.6  # of 256 vectors instead of 4,000
+    one = importance_from_data(net(nn.Linear(5, 2)), [x[0, 0]])["0.weight"].second[0]  # a lone vector
+    np.testing.assert_allclose(one, np.outer(x[0, 0], x[0, 0]), rtol=1e-6)
+
+
 def test_large_images_are_sampled_at_places_that_a_seed_chose():
     x = random(8, 3, 20, 20) + np.float32(1)
     model = net(nn.Conv2d(3, 2, 3))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 _MOST_EXAMPLES = 1024
 _WIDEST = 4608  # inputs of a weight: 512 kernels of 3 x 3; their moments take 85 MB
-_PLACES = 64  # of an image that patches are taken from
+_PLACES = 64  # of an image or a sequence that inputs are taken from
 
 
 def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) -> dict[str, Cost]:
@@ -156,16 +156,19 @@ def is_narrow(module: torch.nn.Module) -> bool:
 
 
 def multiplied(module: torch.nn.Module, x: torch.Tensor, places: torch.Generator) -> torch.Tensor:
-    """(g, n, c) float32: what the rows (r, c) of a layer's weight multiply, r / g of them each; at 64 places an image.
+    """(g, n, c) float32: what the rows (r, c) of a layer's weight multiply, r / g of them each.
 
-    x: an input of the layer, linear or a convolution in one or two dimensions; places: draws where.
+    x: an input of the layer, linear or a convolution in one or two dimensions, of which 64 places of each image or
+    sequence are taken; places: draws which.
     """
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     if isinstance(module, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1]).float()
+        steps = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1])
+        chosen = torch.randperm(steps.shape[1], generator=places)[:_PLACES].to(x.device)
+        return steps[:, chosen].reshape(1, -1, x.shape[-1]).float()
     conv: nn.Conv1d | nn.Conv2d = module  # type: ignore[assignment]
     spatial = len(conv.kernel_size)
     x = x.float() if x.dim() == spatial + 2 else x.float()[None]
