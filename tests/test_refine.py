@@ -201,6 +201,15 @@ def test_a_target_is_met_whatever_that_does_to_sizes(target):
     assert 0.98 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
 
 
+def test_targets_beyond_what_there_is():
+    path, digits = lenet5_path(), load_data("digits", limit=50)
+    model = load_net("codeword.zoo:lenet5", path)
+    lossless = codeword.fit(path, "0.5x", data=digits, net=model)
+    assert all(method == Keep() for method in lossless.plan.resolve(open_source(path).infos).values())
+    smallest = codeword.fit(path, "1e5x", data=digits, net=model)
+    assert "the smallest file there is" in smallest.missed
+
+
 def test_a_file_of_weights_and_the_module_apart():
     path, digits = lenet5_path(), load_data("digits", limit=200)
     model = load_net("codeword.zoo:lenet5", path)

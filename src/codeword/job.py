@@ -19,6 +19,7 @@ from codeword.execute import Importance, Progress, run
 from codeword.expr import FLOATS, Raw
 from codeword.finetune import History
 from codeword.methods import Keep, Method, Prune
+from codeword.methods.base import MomentsMethod
 from codeword.methods.prune import Then
 from codeword.plan import Plan, select
 from codeword.sources import Source
@@ -133,20 +134,21 @@ class Job:
             return allocate.fit(curves, round(goal), lambda methods: self._execute(source, methods, self.seed))
 
         first = found = to(budget)
-        if self.anew is None:
+        free = {name for name, method in first.methods.items() if isinstance(method, MomentsMethod)}
+        if self.anew is None or not free:
             return first
         least, goal = (1 - allocate.TOLERANCE) * budget, float(budget)
-        stay: set[str] = set()  # tensors whose size jumps: they keep the codes that they had at first
         for turn in range(_TURNS):
-            again = {name: method for name, method in found.methods.items() if name not in stay}
+            again = {name: method for name, method in found.methods.items() if name in free}
             artifact = self.anew(found.artifact, again)
-            if least <= artifact.nbytes <= budget:
-                return allocate.Fit(artifact, found.methods, reached=True)
+            reached = least <= artifact.nbytes <= budget
+            if reached or not first.reached:
+                return allocate.Fit(artifact, found.methods, reached)
             if turn < _AIMED_TURNS:
                 goal *= _AIM * budget / artifact.nbytes
                 found = to(goal)
-            else:
-                stay.add(max(again, key=lambda name: _change(found.artifact, artifact, name)))
+            elif len(free) > 1:  # one whose size jumps keeps the codes that it had at first
+                free.remove(max(sorted(free), key=lambda name: _change(found.artifact, artifact, name)))
                 found = first
         return first
 
