@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn import functional as F
 
@@ -110,6 +111,17 @@ def test_shares_of_blocks_count_their_weights():
     both = [[2, 4, 1, 1]], [[4, 4, 2]]
     assert ranks(*both, sparsity=2 / 7, pattern=pattern, adaptive=True) == [[[1, 1, 0, 0]], [[1, 1, 1]]]
     assert ranks(*both, sparsity=3 / 7, pattern=pattern, adaptive=True) == [[[1, 1, 0, 0]], [[1, 1, 0]]]
+
+
+@given(hnp.arrays(np.float32, (3, 7), elements=st.floats(0, 4, width=16)), st.floats(0, 0.95))
+@settings(deadline=None)
+def test_weights_rank_as_blocks_of_one_do(scores, sparsity):
+    """Two ways to the same: by order alone, and by place."""
+    tensors = [Ranked(scores), Ranked(scores[::-1] * 2 + 1)]
+    alone = rank(tensors, [[0, 1]], sparsity, adaptive=True)
+    blocks = rank(tensors, [[0, 1]], sparsity, adaptive=True, pattern=Pattern(block=(1, 1)))
+    for one, other in zip(alone, blocks, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_shares_leave_runs_their_best():

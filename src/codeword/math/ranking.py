@@ -49,7 +49,8 @@ def rank(
     chosen so that both shares are met as nearly as can be. least: the share of each tensor that stays whatever its
     scores. Of equal scores the earlier weight stays.
     """
-    units = [_units(it.scores, pattern, adaptive) for it in tensors]
+    falling = adaptive and pattern is None  # units stand in the order of their scores: that takes no argsort
+    units = [_falling(it.scores) if falling else _units(it.scores, pattern, adaptive) for it in tensors]
     keeps = [_keep(sum(units[at].weights for at in group), sparsity) for group in groups]
     if macs is not None:
         keeps = _split(units, tensors, groups, sum(keeps), (1 - macs) * _all_macs(units, tensors))
@@ -63,7 +64,9 @@ def rank(
                 at for at in group if not members[at].locked and _count(kept[at], units[at]) < least * units[at].weights
             ]
             members |= {at: _locked(units[at], least) for at in short}
-    return [_mask(kept[at], tensors[at].scores.shape, pattern) for at in range(len(tensors))]
+    if falling:
+        return [top_mask(it.scores, int(kept[at].sum())) for at, it in enumerate(tensors)]
+    return [_mask(kept[at], it.scores.shape, pattern) for at, it in enumerate(tensors)]
 
 
 def macs_range(sizes: Sequence[int], uses: Sequence[int], sparsity: float) -> tuple[float, float]:
@@ -103,13 +106,24 @@ def _units(scores: np.ndarray, pattern: Pattern | None, adaptive: bool) -> _Unit
     return _Units(np.where(stays, np.inf, flat), sizes, scores.size, int(stays.sum()))
 
 
+def _falling(scores: np.ndarray) -> _Units:
+    """The shares of scores (r, c), the largest score first."""
+    falling = np.sort(scores, axis=None)[::-1]
+    return _Units(_shares_of(falling, falling), np.broadcast_to(np.int64(1), falling.size), falling.size)
+
+
 def _shares(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Each unit's score over the sum of all that are no smaller, its own included; 0 of 0."""
+    """Each unit's score over the sum of all that are no smaller, its own included."""
     order = np.argsort(-scores, kind="stable")
-    sums = np.cumsum(scores[order] * sizes[order], dtype=np.float64)
     shares = np.empty(len(scores), np.float64)
-    shares[order] = np.divide(scores[order], sums, out=np.zeros_like(sums), where=sums > 0)
+    shares[order] = _shares_of(scores[order], scores[order] * sizes[order])
     return shares
+
+
+def _shares_of(falling: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Scores, the largest first, over the sums of the parts up to them; 0 of 0."""
+    sums = np.cumsum(parts, dtype=np.float64)
+    return np.divide(falling, sums, out=np.zeros_like(sums), where=sums > 0)
 
 
 def _locked(units: _Units, least: float) -> _Units:
