@@ -165,10 +165,10 @@ def compress(
     data: batches of inputs, a Dataset or the name of one, of which up to 1,024 examples make errors cancel at the
     outputs of layers, where they do harm; labels are not used. net: the module to run them, where `model` is only
     weights. importance: what errors cost, by hand: tensor name -> that of a squared error of each weight, an array of
-    its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of
-    one. method: one for all matrices and kernels, everything else kept: an object such as `KMeans(16)`, or
-    "kmeans:n_clusters=16". include, exclude: globs on tensor names; what they leave out is kept losslessly. The same
-    input, plan and seed give the same bytes with any number of workers.
+    its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of one. method: one for all matrices
+    and kernels, everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include, exclude:
+    globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes
+    with any number of workers.
 
     finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
     nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,9 @@ _MOST_EXAMPLES = 1024
 _WIDEST = 4608  # inputs of a weight: 512 kernels of 3 x 3; their moments take 85 MB
 _PLACES = 64  # of an image or a sequence that inputs are taken from
 
+# Name of a layer, the layer, its input.
+Visit = Callable[[str, "torch.nn.Module", "torch.Tensor"], None]
+
 
 def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) -> dict[str, Cost]:
     """Second moments of the inputs that weights of linear and convolution layers multiply, by the weights' names.
@@ -41,26 +45,17 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
     places = torch.Generator().manual_seed(0)
     batches = 0
 
-    def watch(name: str, module: torch.nn.Module) -> Any:  # noqa: ANN401 - a hook handle
-        def hook(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach()
-            total, count = _second(module, x, places) if is_narrow(module) else _squares(module, x)
-            sums[name] = sums[name] + total if name in sums else total
-            counts[name] = counts.get(name, 0) + count
-
-        return module.register_forward_pre_hook(hook)
+    def add(name: str, module: torch.nn.Module, x: torch.Tensor) -> None:
+        total, count = _second(module, x.detach(), places) if is_narrow(module) else _squares(module, x.detach())
+        sums[name] = sums[name] + total if name in sums else total
+        counts[name] = counts.get(name, 0) + count
 
     layers = weight_layers(model)
-    handles = [watch(name, module) for name, module in layers.items()]
     device = next((parameter.device for parameter in model.parameters()), None)
-    try:
-        with eval_mode(model), torch.inference_mode():
-            for batch in batches_of(data):
-                run_on(model, batch.to(device), f"batch {batches}")
-                batches += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(layers, add), eval_mode(model), torch.inference_mode():
+        for batch in batches_of(data):
+            run_on(model, batch.to(device), f"batch {batches}")
+            batches += 1
     if not sums:
         raise DataError(f"calibration: {batches} batches reached none of {len(layers)} linear and convolution layers")
     found: dict[str, Cost] = {}
@@ -145,6 +140,21 @@ def weight_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, kinds) and "weight" in dict(module.named_parameters(recurse=False))
     }
+
+
+@contextmanager
+def watching(layers: Mapping[str, torch.nn.Module], visit: Visit) -> Iterator[None]:
+    """Inside, visit(name, layer, its input) is called each time one of the layers is about to run."""
+
+    def watch(name: str, module: torch.nn.Module) -> Any:  # noqa: ANN401 - a hook handle
+        return module.register_forward_pre_hook(lambda _, inputs: visit(name, module, inputs[0]))
+
+    handles = [watch(name, module) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def is_narrow(module: torch.nn.Module) -> bool:

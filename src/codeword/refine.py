@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codeword.artifact import Artifact, Writer, code_tensor, tied_tensor
-from codeword.calibrate import is_narrow, multiplied, run_on, weight_layers
+from codeword.calibrate import Visit, is_narrow, multiplied, run_on, watching, weight_layers
 from codeword.errors import DataError
 from codeword.evaluate import eval_mode
 from codeword.execute import express, tensor_seed
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_ACTIVATIONS = 1 << 28  # values of the widest layer's input, all examples together: 1 GB
 _PATIENCE = 0.1  # seconds between looks at whether the other net has failed
-
-Visit = Callable[[str, "nn.Module", "torch.Tensor"], None]
 
 
 def refined(
@@ -163,22 +161,15 @@ def _walk(model: nn.Module, wanted: set[str], x: torch.Tensor, visit: Visit) -> 
 
     seen: set[str] = set()
 
-    def watch(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook handle
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if name not in seen:
-                seen.add(name)
-                visit(name, module, inputs[0])
-
-        return module.register_forward_pre_hook(hook)
+    def first(name: str, module: nn.Module, inputs: torch.Tensor) -> None:
+        if name not in seen:
+            seen.add(name)
+            visit(name, module, inputs)
 
     layers = {f"{name}.weight": module for name, module in weight_layers(model).items()}
-    handles = [watch(name, module) for name, module in layers.items() if name in wanted]
-    try:
-        with eval_mode(model), torch.no_grad():
-            run_on(model, x, f"{len(x)} examples")
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: module for name, module in layers.items() if name in wanted}
+    with watching(layers, first), eval_mode(model), torch.no_grad():
+        run_on(model, x, f"{len(x)} examples")
 
 
 def _examples(model: nn.Module, data: Sequence[torch.Tensor]) -> torch.Tensor:

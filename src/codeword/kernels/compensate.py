@@ -52,14 +52,8 @@ def assign_compensated_numpy(
     penalty: np.ndarray,
 ) -> np.ndarray:
     """Reference of `assign_compensated`."""
-    rows, columns = values.shape
     codes = np.empty(values.shape, code_dtype(len(codebook)))
-    block = max(1, _BLOCK // max(columns, 1))
-    for at in range(0, rows, block):
-        here = slice(at, at + block)
-        part = values[here].T.astype(np.float32)  # (c, rows of the block): a column is contiguous
-        if scale is not None:
-            part /= scale[here]
+    for here, part in column_blocks(values, scale):
         root = None if importance is None else np.sqrt(importance[here].T.astype(np.float32))
         codes[here] = _columns(part, root, kernel, codebook, penalty).T
     return codes
@@ -127,6 +121,18 @@ def _assign_compensated_native(
             *(native.threads(), out, out.itemsize),
         )
     return codes
+
+
+def column_blocks(values: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
+    """(which rows, they as contiguous columns (c, rows of the block) float32) of values (r, c) over scale (r,)."""
+    rows, columns = values.shape
+    block = max(1, _BLOCK // max(columns, 1))
+    for at in range(0, rows, block):
+        here = slice(at, at + block)
+        part = values[here].T.astype(np.float32)
+        if scale is not None:
+            part /= scale[here]
+        yield here, part
 
 
 def plain_blocks(values: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:

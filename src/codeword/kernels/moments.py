@@ -10,9 +10,7 @@ import numpy as np
 
 from codeword.kernels import native
 from codeword.kernels.assign import code_dtype
-from codeword.kernels.compensate import plain_blocks, price_tables
-
-_BLOCK = 1 << 22  # weights worked on at once
+from codeword.kernels.compensate import column_blocks, plain_blocks, price_tables
 
 
 def assign_by_moments(
@@ -32,16 +30,10 @@ def assign_by_moments_numpy(
     values: np.ndarray, scale: np.ndarray | None, factor: np.ndarray, codebook: np.ndarray, penalty: np.ndarray
 ) -> np.ndarray:
     """Reference of `assign_by_moments`."""
-    rows, columns = values.shape
     codes = np.empty(values.shape, code_dtype(len(codebook)))
     words, middle, slope, _ = price_tables(codebook, penalty)
-    block = max(1, _BLOCK // max(columns, 1))
-    for at in range(0, rows, block):
-        here = slice(at, at + block)
-        x = values[here].T.astype(np.float32)  # (c, rows of the block): a column is contiguous
-        if scale is not None:
-            x /= scale[here]
-        for i in range(columns):
+    for here, x in column_blocks(values, scale):
+        for i in range(len(x)):
             own = factor[i, i]
             thresholds = np.maximum.accumulate(middle + own * own * slope)
             code = np.searchsorted(thresholds, x[i])

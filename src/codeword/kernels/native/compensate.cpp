@@ -122,11 +122,8 @@ int64_t all_rows(const Problem& p, int64_t threads, Code* codes) {
 #ifdef CW_X86
     if (cw::has_avx2()) run = some_rows_avx2<Code>;
 #endif
-    cw::parallel((p.rows + LANES - 1) / LANES, threads, [&](cw::Tasks& tasks) {
-        Room room(p.k);
-        for (int64_t task; tasks.take(task);) run(p, room, task * LANES, codes);
-    });
-    return 0;
+    return cw::by_lanes<LANES>(
+        p.rows, threads, [&] { return Room(p.k); }, [&](Room& room, int64_t row) { run(p, room, row, codes); });
 }
 
 }  // namespace

@@ -41,4 +41,14 @@ class Thresholds {
     std::vector<float> values_;
 };
 
+// Runs run(room, row) for each LANES rows, on up to `threads` threads, each with a room that make() gives.
+template <int64_t LANES, class Make, class Run>
+int64_t by_lanes(int64_t rows, int64_t threads, Make make, Run run) {
+    parallel((rows + LANES - 1) / LANES, threads, [&](Tasks& tasks) {
+        auto room = make();
+        for (int64_t task; tasks.take(task);) run(room, task * LANES);
+    });
+    return 0;
+}
+
 }  // namespace cw
