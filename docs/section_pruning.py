@@ -66,7 +66,7 @@ def of_net(net: str, title: str, facts: dict) -> list[str]:
         if any(name == method for name, _ in cells)
     ]
     parts = [
-        f"**{title}**, {dense:.2f} % dense, {budget:g} epochs a run.{few}",
+        f"**{title}**, {dense:.2f} % dense, {budget:g} epoch{'' if budget == 1 else 's'} a run.{few}",
         table(["zeros", *(f"{sparsity} %" for sparsity in SPARSITIES)], lines),
     ]
     longer = [row for row in facts["rows"] if row["epochs"] != budget]

@@ -9,6 +9,7 @@ import codeword
 from codeword.calibrate import importance_from_data
 from codeword.data import load_data
 from codeword.errors import DataError, MismatchError, PlanError
+from codeword.job import Job
 from codeword.methods import Keep, KMeans, RateAware
 from codeword.nets import load_net
 from codeword.refine import refined
@@ -208,6 +209,21 @@ def test_targets_beyond_what_there_is():
     assert all(method == Keep() for method in lossless.plan.resolve(open_source(path).infos).values())
     smallest = codeword.fit(path, "1e5x", data=digits, net=model)
     assert "the smallest file there is" in smallest.missed
+
+
+def test_what_is_made_anew_has_the_seed_of_its_plan():
+    model, method = net(), RateAware(0.05, start=KMeans(4, granularity="row"))
+    plan = codeword.Plan((codeword.Rule("*.weight", method), codeword.Rule("*", Keep())), seed=7)
+    seeds = []
+
+    def anew(artifact, methods, seed):
+        seeds.append(seed)
+        return artifact
+
+    options = dict.fromkeys(("target", "method", "importance", "metadata", "progress"))
+    job = Job(plan=plan, anew=anew, include=(), exclude=(), seed=0, workers=1, keep_nonfinite=False, **options)
+    job.run(open_source(model))
+    assert seeds == [7]
 
 
 def test_a_file_of_weights_and_the_module_apart():

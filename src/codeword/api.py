@@ -86,7 +86,7 @@ def fit(
             seen = examples(data)
             names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
             importance = {name: cost for name, cost in importance_from_data(runs, seen).items() if name in names}
-            anew = partial(refined, model=runs, data=seen, seed=seed)
+            anew = partial(refined, model=runs, data=seen)
     elif net is not None:
         raise PlanError("net is what data runs through: give data too")
     job = Job(

@@ -154,7 +154,7 @@ def express(weight: np.ndarray, method: Method, name: str, seed: int, importance
             expr = chosen.compress(weight, by_weight(importance, weight.shape), generator=generator)
     if shape(expr) != weight.shape:
         raise PlanError(f"tensor {name!r}: {method!r} made shape {shape(expr)} of {weight.shape}")
-    if isinstance(chosen, Keep) or _stays_finite(weight, expr):
+    if chosen == Keep() or _stays_finite(weight, expr):
         return expr
     return Keep().compress(weight, None, generator=tensor_seed(seed, name))
 

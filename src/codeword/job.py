@@ -30,8 +30,8 @@ _AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the siz
 _TURNS = 6  # and more, each with one tensor less that is made anew: that whose size changed most
 _AIM = 0.995  # of the budget: what the next is aimed at
 
-# A file and the methods it was made by -> the file made anew, as `refine.refined` does.
-Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method]], Artifact]
+# A file, the methods it was made by, their seed -> the file made anew, as `refine.refined` does.
+Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method], int], Artifact]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Job:
             plan = Plan.of(methods, source.infos, plan.seed, plan.target)
         artifact = self._execute(source, methods, plan.seed)
         if self.anew is not None:
-            artifact = self.anew(artifact, methods)
+            artifact = self.anew(artifact, methods, plan.seed)
         kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
         return Compressed(artifact, plan, kept, None, None)
 
@@ -140,7 +140,7 @@ class Job:
         least, goal = (1 - allocate.TOLERANCE) * budget, float(budget)
         for turn in range(_TURNS):
             again = {name: method for name, method in found.methods.items() if name in free}
-            artifact = self.anew(found.artifact, again)
+            artifact = self.anew(found.artifact, again, self.seed)
             reached = least <= artifact.nbytes <= budget
             if reached or not first.reached:
                 return allocate.Fit(artifact, found.methods, reached)

@@ -38,10 +38,10 @@ _PATIENCE = 0.1  # seconds between looks at whether the other net has failed
 def refined(
     artifact: Artifact,
     methods: Mapping[str, Method],
+    seed: int = 0,
     *,
     model: nn.Module,
     data: Sequence[torch.Tensor],
-    seed: int = 0,
 ) -> Artifact:
     """The artifact with the weights of linear and convolution layers compressed anew by their methods, in order.
 
