@@ -72,6 +72,15 @@ def test_what_may_not_change_has_one_point():
         assert {curves[name].at(lam) for lam in (1e-9, 1, 1e9)} == {(Keep(), 8.0 * value.nbytes, 0.0)}
 
 
+def test_predicted_points_take_at_most_the_bytes_asked_for_and_hardly_less():
+    source = open_source(lenet5_path())
+    curves = allocate.curves(source, {info.name for info in source.infos})
+    for nbytes in (60_000, 200_000):
+        bits = sum(point.bits for point in allocate.predicted(curves, nbytes).values())
+        assert 0.99 * 8 * nbytes < bits <= 8 * nbytes
+    assert {type(point.method) for point in allocate.predicted(curves, 1e9).values()} == {Keep}
+
+
 @pytest.mark.parametrize("target", ["4x", "10x", "30x", "50x", "57KB", "1.5bpw"])
 def test_lenet5_lands_on_its_target(target, tmp_path):
     made = codeword.fit(lenet5_path(), target)

@@ -13,7 +13,7 @@ tensor jumps across the budget (its best codebook changes), that tensor takes th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -157,6 +157,15 @@ def _curve(weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, m
     scales = RateAware(1.0, granularity=granularity).scales(rows)
     bins = make_bins(rows, scales.divisor(len(rows)), None if h is None else as_rows(h))
     return Clustered(coarser(bins, most_bins), scales, granularity, rounded)
+
+
+def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
+    """The point of each tensor at the least lambda whose estimated bytes, of all together, are at most `nbytes`.
+
+    No file is made: what the curves say is all there is to go by.
+    """
+    lam = _lam(_solve(curves, nbytes))
+    return {name: curve.at(lam) for name, curve in curves.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +319,7 @@ def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
     return min((best, new), key=lambda fit: fit.artifact.nbytes)
 
 
-def _solve(curves: dict[str, Curve], goal: float) -> int:
+def _solve(curves: Mapping[str, Curve], goal: float) -> int:
     """The step of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved."""
 
     def within(step: int) -> bool:
