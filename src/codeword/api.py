@@ -11,23 +11,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from codeword import report
 from codeword.artifact import Artifact
-from codeword.calibrate import check_importance, examples, importance_from_data
+from codeword.calibrate import check_importance
 from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
 from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score
 from codeword.execute import Importance, Progress
 from codeword.finetune import Finetune, History
-from codeword.job import Anew, Compressed, Job
+from codeword.job import Anew, Compressed, Job, calibrated, runnable
 from codeword.methods import Method
 from codeword.plan import Plan, parse_method
-from codeword.refine import refined
 from codeword.safetensors_file import write_safetensors
 from codeword.sources import open_source
 
@@ -77,16 +75,9 @@ def fit(
     if data is not None:
         if importance is not None and finetune is None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
-        runs = model if net is None or finetune is not None else net
-        if not hasattr(runs, "named_modules"):
-            raise PlanError(
-                f"data needs a model to run; {source.location} is only weights: pass the torch module as net"
-            )
+        runs = runnable(source, model if net is None or finetune is not None else net)
         if finetune is None:
-            seen = examples(data)
-            names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
-            importance = {name: cost for name, cost in importance_from_data(runs, seen).items() if name in names}
-            anew = partial(refined, model=runs, data=seen)
+            importance, anew = calibrated(source, runs, data)
     elif net is not None:
         raise PlanError("net is what data runs through: give data too")
     job = Job(

@@ -6,14 +6,17 @@ made.artifact.save("model.cw")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import numpy as np
 
 from codeword import allocate
 from codeword.artifact import Artifact
+from codeword.calibrate import examples, importance_from_data
+from codeword.data import Dataset
 from codeword.errors import PlanError
 from codeword.execute import Importance, Progress, run
 from codeword.expr import FLOATS, Raw
@@ -22,8 +25,12 @@ from codeword.methods import Keep, Method, Prune
 from codeword.methods.base import MomentsMethod
 from codeword.methods.prune import Then
 from codeword.plan import Plan, select
+from codeword.refine import refined
 from codeword.sources import Source
 from codeword.target import Target
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_TARGET = "8x"
 _AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the size of the last
@@ -80,11 +87,33 @@ class Job:
     metadata: Mapping[str, str] | None
     progress: Progress | None
 
-    def run(self, source: Source, zeros: frozenset[str] = frozenset(), aim: float = 1.0) -> Compressed:
+    def curves(self, source: Source) -> dict[str, allocate.Curve]:
+        """What each tensor offers, whatever the target. Raises PlanError, SourceError."""
+        return allocate.curves(
+            source,
+            select(source.infos, self.include, self.exclude),
+            importance=self.importance,
+            keep_nonfinite=self.keep_nonfinite,
+            progress=self.progress,
+        )
+
+    def budget(self, source: Source) -> tuple[Target, int]:
+        """The target, and the bytes that it means for this net. Raises TargetError."""
+        wanted = Target.parse(DEFAULT_TARGET if self.target is None else self.target)
+        own = [info for info in source.infos if info.tied_to is None]
+        return wanted, wanted.nbytes(sum(info.dense_nbytes for info in own), sum(info.size for info in own))
+
+    def run(
+        self,
+        source: Source,
+        zeros: frozenset[str] = frozenset(),
+        aim: float = 1.0,
+        curves: Mapping[str, allocate.Curve] | None = None,
+    ) -> Compressed:
         """Compress it.
 
-        zeros: tensors whose zeros stay zero. aim: the size to make, over that of the target. Raises PlanError,
-        TargetError, SourceError.
+        zeros: tensors whose zeros stay zero. aim: the size to make, over that of the target. curves: those of this
+        job, if they are known from another target. Raises PlanError, TargetError, SourceError.
         """
         lossy = select(source.infos, self.include, self.exclude)
         if self.method is not None:
@@ -92,7 +121,7 @@ class Job:
             return self._by_plan(source, plan, lossy, zeros, "not a matrix or kernel")
         if self.plan is not None:
             return self._by_plan(source, self.plan, lossy, zeros, "chosen by the plan")
-        return self._to_target(source, lossy, zeros, aim)
+        return self._to_target(source, lossy, zeros, aim, curves)
 
     def _by_plan(self, source: Source, plan: Plan, lossy: set[str], zeros: frozenset[str], chosen: str) -> Compressed:
         methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
@@ -105,17 +134,16 @@ class Job:
         kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
         return Compressed(artifact, plan, kept, None, None)
 
-    def _to_target(self, source: Source, lossy: set[str], zeros: frozenset[str], aim: float) -> Compressed:
-        wanted = Target.parse(DEFAULT_TARGET if self.target is None else self.target)
-        own = [info for info in source.infos if info.tied_to is None]
-        budget = wanted.nbytes(sum(info.dense_nbytes for info in own), sum(info.size for info in own))
-        curves = allocate.curves(
-            source,
-            lossy,
-            importance=self.importance,
-            keep_nonfinite=self.keep_nonfinite,
-            progress=self.progress,
-        )
+    def _to_target(
+        self,
+        source: Source,
+        lossy: set[str],
+        zeros: frozenset[str],
+        aim: float,
+        curves: Mapping[str, allocate.Curve] | None,
+    ) -> Compressed:
+        wanted, budget = self.budget(source)
+        curves = self.curves(source) if curves is None else curves
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
         found = self._fit(source, curves, round(aim * budget))
         made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
@@ -163,6 +191,21 @@ class Job:
             metadata=self.metadata,
             progress=self.progress,
         )
+
+
+def runnable(source: Source, model: Any) -> torch.nn.Module:  # noqa: ANN401
+    """The module that data can run through. Raises PlanError if it is none."""
+    if hasattr(model, "named_modules"):
+        return model
+    raise PlanError(f"data needs a model to run; {source.location} is only weights: pass the torch module as net")
+
+
+def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dataset) -> tuple[Importance, Anew]:
+    """What a `Job` on the source makes of data that run through its module."""
+    seen = examples(data)
+    names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
+    importance = {name: cost for name, cost in importance_from_data(model, seen).items() if name in names}
+    return importance, partial(refined, model=model, data=seen)
 
 
 def _change(before: Artifact, after: Artifact, name: str) -> int:
