@@ -18,9 +18,10 @@ from codeword import report
 from codeword.artifact import Artifact
 from codeword.calibrate import check_importance
 from codeword.data import Dataset, load_data
-from codeword.errors import PlanError
+from codeword.drop import Labelled, Limit, Scored, Trial, check_most
+from codeword.errors import DataError, PlanError
 from codeword.evaluate import Score
-from codeword.evaluate import evaluate as score
+from codeword.evaluate import evaluate as score_of
 from codeword.execute import Importance, Progress
 from codeword.finetune import Finetune, History
 from codeword.job import Anew, Compressed, Job, calibrated, runnable
@@ -43,6 +44,7 @@ def fit(
     model: Any,  # noqa: ANN401
     target: str | float | None = None,
     *,
+    max_drop: float | None = None,
     data: Iterable[Any] | Dataset | str | None = None,
     net: torch.nn.Module | None = None,
     importance: Importance | None = None,
@@ -53,6 +55,7 @@ def fit(
     finetune: Finetune | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     validation: Iterable[Any] | Dataset | str | None = None,
+    score: Callable[[torch.nn.Module], float] | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -61,6 +64,7 @@ def fit(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> Compressed:
     """Compress a net and tell how; the arguments are those of `compress`."""
     source = open_source(model)
@@ -70,6 +74,17 @@ def fit(
         raise PlanError("give method alone: a target chooses methods by itself, and a plan names its own")
     if plan is not None and target is not None:
         raise PlanError("give target or plan, not both: a plan says all that a target would decide")
+    if max_drop is not None:
+        max_drop = check_most(max_drop)
+        if target is not None or plan is not None or method is not None:
+            raise PlanError("give max_drop alone: a target, a plan or a method says itself how small the file shall be")
+        if finetune is not None:
+            raise PlanError(
+                "max_drop is for files without training, which would move the drop; train to a target instead, 30x for "
+                "instance, and compare the accuracies that its history tells"
+            )
+    elif score is not None or on_trial is not None:
+        raise PlanError("score and on_trial are for a largest drop; give max_drop=0.5 for instance too")
     data, validation = (load_data(it) if isinstance(it, str) else it for it in (data, validation))
     anew: Anew | None = None
     if data is not None:
@@ -78,8 +93,11 @@ def fit(
         runs = runnable(source, model if net is None or finetune is not None else net)
         if finetune is None:
             importance, anew = calibrated(source, runs, data)
-    elif net is not None:
+    elif net is not None and max_drop is None:
         raise PlanError("net is what data runs through: give data too")
+    limit = (
+        None if max_drop is None else _limit(max_drop, model if net is None else net, data, validation, score, on_trial)
+    )
     job = Job(
         target=target,
         plan=plan if plan is None or isinstance(plan, Plan) else Plan.load(plan),
@@ -93,9 +111,10 @@ def fit(
         keep_nonfinite=keep_nonfinite,
         metadata=metadata,
         progress=progress,
+        limit=limit,
     )
     if finetune is None:
-        if loss is not None or validation is not None or checkpoint is not None or resume:
+        if loss is not None or (validation is not None and limit is None) or checkpoint is not None or resume:
             raise PlanError("loss, validation, checkpoint and resume are for training; give finetune=Finetune(...) too")
         return job.run(source)
     if not isinstance(finetune, Finetune):
@@ -126,10 +145,37 @@ def fit(
     return made[-1].trained(found.artifact, found.histories)
 
 
+def _limit(
+    most: float,
+    net: Any,  # noqa: ANN401
+    data: Iterable[Any] | Dataset | None,
+    validation: Iterable[Any] | Dataset | None,
+    score: Callable[[torch.nn.Module], float] | None,
+    on_trial: Callable[[Trial], None] | None,
+) -> Limit:
+    """What may be lost, and who measures it: the user's function, or top-1 on labelled data."""
+    if not hasattr(net, "named_modules"):
+        raise PlanError("max_drop needs a model to run: pass the torch module as net")
+    if score is not None:
+        if validation is not None:
+            raise PlanError("give score or validation, not both: each says how accuracy is measured")
+        return Limit(most, Scored(net, score), on_trial)
+    labelled = data if validation is None else validation
+    if labelled is None:
+        raise PlanError("max_drop measures accuracy: give data= or validation=, a labelled Dataset, or score=")
+    if not isinstance(labelled, Dataset):
+        raise DataError(
+            f"max_drop needs labels, which a {type(labelled).__name__} of batches may lack: give a Dataset or the name "
+            "of one as data= or validation=, or score=, a function of the net"
+        )
+    return Limit(most, Labelled(net, labelled, calibrated=validation is None), on_trial)
+
+
 def compress(
     model: Any,  # noqa: ANN401
     target: str | float | None = None,
     *,
+    max_drop: float | None = None,
     data: Iterable[Any] | Dataset | str | None = None,
     net: torch.nn.Module | None = None,
     importance: Importance | None = None,
@@ -140,6 +186,7 @@ def compress(
     finetune: Finetune | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     validation: Iterable[Any] | Dataset | str | None = None,
+    score: Callable[[torch.nn.Module], float] | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -148,18 +195,24 @@ def compress(
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> Artifact:
     """Compress a net to a target, or by a plan.
 
     model: a path (safetensors, also sharded; a torch checkpoint), a torch module, or a mapping of arrays. target: "30x"
-    (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if neither target nor plan is given.
-    data: batches of inputs, a Dataset or the name of one, of which up to 1,024 examples make errors cancel at the
-    outputs of layers, where they do harm; labels are not used. net: the module to run them, where `model` is only
-    weights. importance: what errors cost, by hand: tensor name -> that of a squared error of each weight, an array of
-    its shape, or `Moments` of what its rows multiply. plan: a `Plan`, or the path of one. method: one for all matrices
-    and kernels, everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include, exclude:
-    globs on tensor names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes
-    with any number of workers.
+    (float32 bytes over file bytes), "120KB", "2.5bpw", or a number of bytes; 8x if nothing else is given. data: batches
+    of inputs, a Dataset or the name of one, of which up to 1,024 examples make errors cancel at the outputs of layers,
+    where they do harm; labels are not used. net: the module to run them, where `model` is only weights. importance:
+    what errors cost, by hand: tensor name -> that of a squared error of each weight, an array of its shape, or
+    `Moments` of what its rows multiply. plan: a `Plan`, or the path of one. method: one for all matrices and kernels,
+    everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include, exclude: globs on tensor
+    names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes with any number of
+    workers.
+
+    max_drop: the smallest file that loses at most so many points of top-1 on `data`, a labelled Dataset or the name of
+    one, or on `validation`; better not the test set, which then would measure nothing. score: a function of the net,
+    in eval mode with the decoded weights, that is measured instead; higher is better. on_trial: told of each file that
+    was measured. What was measured is `Compressed.measured` of `fit`.
 
     finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
     nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what
@@ -172,6 +225,7 @@ def compress(
     result = fit(
         model,
         target,
+        max_drop=max_drop,
         data=data,
         net=net,
         importance=importance,
@@ -182,6 +236,7 @@ def compress(
         finetune=finetune,
         loss=loss,
         validation=validation,
+        score=score,
         checkpoint=checkpoint,
         resume=resume,
         seed=seed,
@@ -190,6 +245,7 @@ def compress(
         metadata=metadata,
         progress=progress,
         on_epoch=on_epoch,
+        on_trial=on_trial,
     )
     if result.missed is not None:
         warnings.warn(result.missed, TargetMissed, stacklevel=2)
@@ -250,7 +306,7 @@ def evaluate(
         net = swap(model, _opened(file))
     else:
         net = file
-    return score(net, dataset, batch_size=batch_size, mean=mean, std=std)
+    return score_of(net, dataset, batch_size=batch_size, mean=mean, std=std)
 
 
 def _opened(file: Artifact | Path) -> Artifact:

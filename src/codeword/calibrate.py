@@ -77,8 +77,7 @@ def examples(data: Iterable[Any] | Dataset) -> list[torch.Tensor]:
     import torch
 
     if isinstance(data, Dataset):
-        some = np.arange(min(len(data), _MOST_EXAMPLES)) * len(data) // max(min(len(data), _MOST_EXAMPLES), 1)
-        return list(torch.from_numpy(np.ascontiguousarray(data.x[some])).split(_BATCH))
+        return list(torch.from_numpy(np.ascontiguousarray(data.x[spread(len(data))])).split(_BATCH))
     found: list[torch.Tensor] = []
     left = _MOST_EXAMPLES
     for batch in batches_of(data):
@@ -87,6 +86,11 @@ def examples(data: Iterable[Any] | Dataset) -> list[torch.Tensor]:
         if left <= 0:
             break
     return found
+
+
+def spread(n: int, most: int = _MOST_EXAMPLES) -> np.ndarray:
+    """Evenly spaced places in n, up to `most` of them."""
+    return np.arange(min(n, most)) * n // max(min(n, most), 1)
 
 
 def run_on(model: torch.nn.Module, x: torch.Tensor, what: str) -> None:

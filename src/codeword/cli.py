@@ -104,6 +104,14 @@ def compress(
         str | None,
         typer.Option(metavar="SIZE", help="30x (float32 bytes over file bytes), 120KB, or 2.5bpw; 8x if not given."),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Instead of a size: the smallest file that loses at most so many points of top-1, as measured on "
+            "--data; give data that the net was not tested on.",
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +135,8 @@ def compress(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="SPEC", help="Images by which errors cancel, labels unused, or to train on; needs --model."
+            metavar="SPEC",
+            help="Images by which errors cancel, labels unused; or to measure on, or to train on. Needs --model.",
         ),
     ] = None,
     limit: Limit = None,
@@ -170,6 +179,9 @@ def compress(
 
     Example: `codeword compress model.safetensors -o model.cw --target 30x --model codeword.zoo:lenet5 --data
     mnist:train --finetune 10`
+
+    Example: `codeword compress model.safetensors -o model.cw --max-drop 0.5 --model codeword.zoo:lenet5 --data
+    mnist:train`
     """
     with reported(as_json):
         training = {
@@ -188,6 +200,8 @@ def compress(
                 raise typer.BadParameter(f"--{given[0]} is about training; give --finetune EPOCHS too")
         elif model is None:
             raise typer.BadParameter("--finetune trains a net on data: give --model and --data")
+        if max_drop is not None and model is None:
+            raise typer.BadParameter("--max-drop measures accuracy: give --model and --data")
         if (model is None) != (data is None):
             raise typer.BadParameter("--model and --data go together: give both or neither")
         if limit is not None and data is None:
@@ -216,12 +230,15 @@ def compress(
                 rest["checkpoint"] = checkpoint or out.with_name(f"{out.name}.training")
         passes = ("coding",) if plan is not None or method is not None else ("measuring weights", "coding")
         with console.progress(passes) as progress:
+            if max_drop is not None and not as_json:
+                rest["on_trial"] = lambda trial: progress.line(show.trial(trial))
             if options is not None:
                 rest["on_epoch"] = _epochs(progress, as_json=as_json)
                 progress.phase("preparing")
             made = api.fit(
                 net,
                 target,
+                max_drop=max_drop,
                 plan=plan,
                 method=method,
                 include=include or (),
@@ -288,6 +305,7 @@ def _compressed(source: Path, out: Path, artifact: Artifact, made: api.Compresse
         "target": made.plan.target,
         "target_nbytes": made.target_nbytes,
         "missed": made.missed,
+        "measured": msgspec.to_builtins(made.measured),
     } | ({"training": msgspec.to_builtins(made.histories)} if made.histories else {})
 
 

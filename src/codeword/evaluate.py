@@ -72,6 +72,14 @@ def compare(
     return score_a, score_b, 100 * int((first_a == first_b).sum()) / len(dataset)
 
 
+def hits(model: nn.Module, dataset: Dataset, *, batch_size: int = 500, nan_is_wrong: bool = False) -> np.ndarray:
+    """(n,) bool: whether each example's label is the top-1 class; nan_is_wrong: NaN logits are no error but no hit.
+
+    The rest as for `evaluate`.
+    """
+    return _top5(model, dataset, batch_size, None, None, nan_is_wrong=nan_is_wrong)[0][:, 0] == dataset.y
+
+
 def _score(
     model: nn.Module,
     dataset: Dataset,
@@ -143,10 +151,13 @@ def _top5(
     batch_size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    *,
+    nan_is_wrong: bool = False,
 ) -> tuple[np.ndarray, int]:
     """The five best classes of every example, best first, equal logits by class number: (n, at most 5); and classes.
 
-    Raises what `evaluate` raises; about labels after the first batch.
+    nan_is_wrong: where a logit is NaN all five are -1, which is no class. Raises what `evaluate` raises; about labels
+    after the first batch.
     """
     try:
         import torch
@@ -178,7 +189,7 @@ def _top5(
                 found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
                 raise DataError(f"{type(model).__name__} returned {found}; expected logits ({len(x)}, classes)")
             bad = torch.isnan(logits).any(1)
-            if bool(bad.any()):
+            if not nan_is_wrong and bool(bad.any()):
                 example = first + int(bad.nonzero()[0, 0])
                 raise DataError(
                     f"{dataset.name}: {type(model).__name__} gives NaN logits for {int(bad.sum())} of the examples "
@@ -187,7 +198,8 @@ def _top5(
             if not first:
                 _check_labels(dataset, logits.shape[1])
             classes = logits.shape[1]
-            best.append(logits.argsort(dim=1, descending=True, stable=True)[:, :5].cpu().numpy())
+            order = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
+            best.append(order.masked_fill(bad[:, None], -1).cpu().numpy())
     return np.concatenate(best), classes
 
 

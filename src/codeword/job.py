@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import numpy as np
 
-from codeword import allocate
+from codeword import allocate, drop
 from codeword.artifact import Artifact
 from codeword.calibrate import examples, importance_from_data
 from codeword.data import Dataset
@@ -53,6 +53,7 @@ class Compressed:
     target_nbytes: int | None  # what the target meant in bytes; None if a plan was run
     missed: str | None  # what to tell the user if the target was missed
     histories: tuple[History, ...] = ()  # of training, stage by stage
+    measured: drop.Measured | None = None  # what was lost, if the file was made to a largest drop
 
     def trained(self, artifact: Artifact, histories: tuple[History, ...]) -> Compressed:
         """The same after training, which may have changed the file's size."""
@@ -67,11 +68,11 @@ class Compressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to make of a net. At most one of target, plan and method is given; with none the target is 8x.
+    """What to make of a net. At most one of target, plan, method and limit is given; with none the target is 8x.
 
     method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. anew: what is made
-    of each file in the end, which may change its size. include, exclude: globs on tensor names; what they leave out is
-    kept.
+    of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
+    names; what they leave out is kept.
     """
 
     target: str | float | None
@@ -86,6 +87,7 @@ class Job:
     keep_nonfinite: bool
     metadata: Mapping[str, str] | None
     progress: Progress | None
+    limit: drop.Limit | None = None
 
     def curves(self, source: Source) -> dict[str, allocate.Curve]:
         """What each tensor offers, whatever the target. Raises PlanError, SourceError."""
@@ -121,6 +123,8 @@ class Job:
             return self._by_plan(source, plan, lossy, zeros, "not a matrix or kernel")
         if self.plan is not None:
             return self._by_plan(source, self.plan, lossy, zeros, "chosen by the plan")
+        if self.limit is not None:
+            return self._to_drop(source, lossy, self.limit)
         return self._to_target(source, lossy, zeros, aim, curves)
 
     def _by_plan(self, source: Source, plan: Plan, lossy: set[str], zeros: frozenset[str], chosen: str) -> Compressed:
@@ -154,6 +158,19 @@ class Job:
         why = "not worth an error at this target"
         kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, made, kept, budget, missed)
+
+    def _to_drop(self, source: Source, lossy: set[str], limit: drop.Limit) -> Compressed:
+        def make(methods: dict[str, Method]) -> Artifact:
+            artifact = self._execute(source, methods, self.seed)
+            if self.anew is None or not any(isinstance(method, MomentsMethod) for method in methods.values()):
+                return artifact
+            return self.anew(artifact, methods, self.seed)
+
+        found = drop.smallest(self.curves(source), limit, make)
+        plan = Plan.of(found.methods, source.infos, self.seed, None)
+        why = "not worth an error at this drop"
+        kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
+        return Compressed(found.artifact, plan, kept, None, None, measured=found.measured)
 
     def _fit(self, source: Source, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
         """The best file within the budget, made anew, which changes its size: so several may have to be made."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from codeword import console
+from codeword.drop import Trial
 from codeword.finetune import History
 from codeword.report import Report
 from codeword.report.words import by_reason, error_text, human_bytes, method_text, shape_text
@@ -25,6 +26,7 @@ def compressed(facts: Mapping[str, Any]) -> None:
         ("ratio", f"{facts['ratio']:.2f}x, {facts['bits_per_weight']:.3f} bits per weight"),
         ("tensors", f"{facts['compressed']} compressed, {len(facts['kept'])} kept losslessly{tied}"),
         *([("kept", "; ".join(groups))] if groups else []),
+        *_measured(facts["measured"]),
         *(_trained(history) for history in facts.get("training", ())),
         ("verified", "NO: " + "; ".join(wrong) if wrong else "the written file was read back and compared"),
         ("seconds", f"{facts['seconds']:.1f}"),
@@ -32,6 +34,26 @@ def compressed(facts: Mapping[str, Any]) -> None:
     if "report" in facts:
         rows.append(("report", str(facts["report"]["md"])))
     console.facts(rows)
+
+
+def _measured(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    searches = [trial for trial in found["trials"] if not trial["check"]]
+    checks = len(found["trials"]) - len(searches)
+    words = f"{found['drop']:+.2f} points of {found['dense']:.2f} %"
+    words += f", 95 % confidence {found['low']:+.2f} to {found['high']:+.2f}"
+    words += f"; on {found['examples']:,} examples, at most {found['most']:g} was asked for"
+    said = f"{len(searches)} nets on {found['search_examples']:,} examples"
+    said += f", then {checks} on all {found['examples']:,}" if checks else ""
+    rows = [("drop", words), ("measured", f"{said}; the uncompressed net once")]
+    return rows if found["note"] is None else [*rows, ("note", found["note"])]
+
+
+def trial(made: Trial) -> str:
+    """A file that was measured, in a line."""
+    what = "check on" if made.check else "on"
+    return f"{made.nbytes:,} bytes  drop {made.drop:+.2f} points  {what} {made.examples:,} examples"
 
 
 def _trained(history: Mapping[str, Any]) -> tuple[str, str]:
