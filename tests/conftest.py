@@ -1,4 +1,7 @@
-"""Where no compiler made the native core, tests run on NumPy by choice, without the warning of the fallback."""
+"""Where no compiler made the native core, tests run on NumPy by choice, without the warning of the fallback.
+
+Nothing is kept from one run of the tests for the next, unless a test names a folder for it.
+"""
 
 import os
 
@@ -6,3 +9,4 @@ from codeword.kernels import native
 
 if native.load() is None:
     os.environ.setdefault("CODEWORD_KERNELS", "numpy")
+os.environ["CODEWORD_CACHE"] = ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from codeword import report
 from codeword.artifact import Artifact
+from codeword.cache import Cache
 from codeword.calibrate import check_importance
 from codeword.data import Dataset, load_data
 from codeword.drop import Labelled, Limit, Scored, Trial, check_most
@@ -37,7 +38,7 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 class TargetMissed(UserWarning):
-    """The file is the nearest there is to the target, not within 2 % below it."""
+    """The file is the nearest there is to the target, not within 1 % below it."""
 
 
 def fit(
@@ -62,6 +63,7 @@ def fit(
     workers: int = 1,
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
+    cache: Cache | Path | bool = False,
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -112,6 +114,7 @@ def fit(
         metadata=metadata,
         progress=progress,
         limit=limit,
+        cache=cache if isinstance(cache, Cache) else Cache.of(cache),
     )
     if finetune is None:
         if loss is not None or (validation is not None and limit is None) or checkpoint is not None or resume:
@@ -193,6 +196,7 @@ def compress(
     workers: int = 1,
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
+    cache: Cache | Path | bool = False,
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -207,7 +211,8 @@ def compress(
     `Moments` of what its rows multiply. plan: a `Plan`, or the path of one. method: one for all matrices and kernels,
     everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include, exclude: globs on tensor
     names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes with any number of
-    workers.
+    workers. cache: a folder for what was coded, so that another target takes seconds; True is the platform's own, or
+    $CODEWORD_CACHE. The file does not depend on it.
 
     max_drop: the smallest file that loses at most so many points of top-1 on `data`, a labelled Dataset or the name of
     one, or on `validation`; better not the test set, which then would measure nothing. score: a function of the net,
@@ -219,7 +224,7 @@ def compress(
     is scored after each epoch, instead of a part of a Dataset that is held out. checkpoint: a folder for the state
     after each epoch; resume: go on from there. on_epoch: told of each epoch.
 
-    Warns with TargetMissed if the nearest file is not within 2 % below the target. Raises SourceError, PlanError,
+    Warns with TargetMissed if the nearest file is not within 1 % below the target. Raises SourceError, PlanError,
     TargetError, DataError; with finetune also MismatchError and TrainingError.
     """
     result = fit(
@@ -243,6 +248,7 @@ def compress(
         workers=workers,
         keep_nonfinite=keep_nonfinite,
         metadata=metadata,
+        cache=cache,
         progress=progress,
         on_epoch=on_epoch,
         on_trial=on_trial,

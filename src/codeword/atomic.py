@@ -92,9 +92,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterator[BinaryIO]:
     """A binary file (read and write, buffered) that becomes `path` when the block ends well.
 
+    lasting: it survives a power cut, which takes time; without, a cut may leave a file of that name with less in it.
     If the block raises anything, KeyboardInterrupt included, the temporary file is removed and what was at `path`
     stays. A new file gets the permission bits `open` would give it, a replaced one keeps its own.
 
@@ -110,8 +111,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             yield file
             file.flush()
-            with _explained(named):
-                os.fsync(raw.fileno())
+            if lasting:
+                with _explained(named):
+                    os.fsync(raw.fileno())
         finally:
             # Closing flushes once more; after a failed write that fails again and would hide the first reason.
             with suppress(OSError, CodewordError):
@@ -122,7 +124,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    if lasting:
+        _sync_folder(target.parent)
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:

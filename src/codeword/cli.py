@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from codeword import __version__, api, console, report, show
 from codeword.artifact import Artifact
 from codeword.atomic import make_folder
+from codeword.cache import Cache
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
@@ -78,6 +79,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Against = Annotated[
     Path | None, typer.Option(metavar="ORIGINAL", help="The checkpoint it was made from, to compare with.")
 ]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Look for nothing coded before, keep nothing ($CODEWORD_CACHE or its default)."),
+]
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N examples only.")]
 
 
@@ -128,6 +133,7 @@ def compress(
     keep_nonfinite: Annotated[
         bool, typer.Option("--keep-nonfinite", help="Keep tensors with NaN or infinity losslessly, do not refuse them.")
     ] = False,
+    no_cache: NoCache = False,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to run --data through or to train; needs --data."),
@@ -246,6 +252,7 @@ def compress(
                 seed=seed,
                 workers=workers,
                 keep_nonfinite=keep_nonfinite,
+                cache=Cache.of(not no_cache, console.warn),
                 progress=progress,
                 **rest,
             )

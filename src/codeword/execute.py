@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
+from codeword.cache import Results
 from codeword.errors import NonFiniteError, PlanError, WorkerError
 from codeword.expr import FLOATS, Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, dtype_name, shape
 from codeword.math.moments import Moments
-from codeword.methods import Keep, Method
+from codeword.methods import BuiltIn, Keep, Method
 from codeword.methods.base import MomentsMethod, Sample, SharedMethod
 from codeword.sources import Source, TensorInfo
 
@@ -38,16 +39,18 @@ def run(
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    results: Results | None = None,
 ) -> Artifact:
     """Compress every tensor by its method and code it. `methods` names each tensor that is not tied.
 
-    Raises NonFiniteError for NaN or infinity in a tensor to be clustered, unless keep_nonfinite, which keeps that
-    tensor losslessly.
+    results: where coded tensors of this source and importance are kept, and looked for first. Raises NonFiniteError for
+    NaN or infinity in a tensor to be clustered, unless keep_nonfinite, which keeps that tensor losslessly.
     """
     own = [info for info in source.infos if info.tied_to is None]
     total, done = sum(info.size for info in own), 0
     methods = bind_groups(source, own, methods, seed, importance or {}, keep_nonfinite=keep_nonfinite)
-    coded = _coded(source, own, methods, seed, workers, importance or {}, keep_nonfinite)
+    jobs = [_Job(info, methods[info.name], seed, (importance or {}).get(info.name), keep_nonfinite) for info in own]
+    coded = _coded(source, jobs, workers, results)
     writer, index = Writer(), {}
     for info in source.infos:
         if info.tied_to is not None:
@@ -164,35 +167,67 @@ def by_weight(cost: Cost | None, shape: tuple[int, ...]) -> np.ndarray | None:
     return cost.diagonal(shape[0]).reshape(shape) if isinstance(cost, Moments) else cost
 
 
-def _coded(
-    source: Source,
-    infos: Sequence[TensorInfo],
-    methods: Mapping[str, Method],
-    seed: int,
-    workers: int,
-    importance: Importance,
-    keep_nonfinite: bool,
-) -> Iterator[CodedTensor]:
+class _Job(NamedTuple):
+    """What is to be done with one tensor."""
+
+    info: TensorInfo
+    method: Method
+    seed: int
+    importance: Cost | None
+    keep_nonfinite: bool
+
+
+class _Known(NamedTuple):
+    """A job whose result may be known. Looked up and kept by one process, whoever codes."""
+
+    job: _Job
+    results: Results | None
+    key: str | None  # None: not to be kept
+
+    @classmethod
+    def of(cls, job: _Job, results: Results | None) -> _Known:
+        """Methods of one's own are not kept: they may change without showing it."""
+        if results is None or not isinstance(job.method, BuiltIn):
+            return cls(job, None, None)
+        facts = {"method": job.method, "seed": job.seed, "keep_nonfinite": job.keep_nonfinite}
+        return cls(job, results, results.key("coded", job.info, **facts))
+
+    def is_there(self) -> bool:
+        """Whether there seems to be a result."""
+        return self.results is not None and self.key is not None and self.results.has(self.key)
+
+    def get(self) -> CodedTensor | None:
+        """The result, if there is one."""
+        return None if self.results is None or self.key is None else self.results.get(self.key, CodedTensor)
+
+    def put(self, coded: CodedTensor) -> CodedTensor:
+        """Keeps the result, and returns it."""
+        if self.results is not None and self.key is not None:
+            self.results.put(self.key, coded, self.job.info.size)
+        return coded
+
+
+def _coded(source: Source, jobs: Sequence[_Job], workers: int, results: Results | None) -> Iterator[CodedTensor]:
     """Coded tensors in order."""
-    jobs = ((info, methods[info.name], seed, importance.get(info.name), keep_nonfinite) for info in infos)
-    if workers <= 1 or len(infos) < 2:
-        for job in jobs:
-            yield compress_tensor(source, *job)
+    known = [_Known.of(job, results) for job in jobs]
+    if workers <= 1 or sum(not it.is_there() for it in known) < 2:
+        for it in known:
+            yield it.get() or it.put(compress_tensor(source, *it.job))
         return
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # This is a worker that imports a script without a main guard: a pool that cannot start would wait for ever.
         raise WorkerError('put the work of the script under: if __name__ == "__main__": (workers import the script)')
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads (torch, BLAS) can hang
     try:
-        with ProcessPoolExecutor(min(workers, len(infos)), context, _open_in_worker, (source,)) as pool:
-            waiting: deque[Future[CodedTensor]] = deque()
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, _open_in_worker, (source,)) as pool:
+            waiting: deque[tuple[_Known, CodedTensor | Future[CodedTensor]]] = deque()
             # A window, not the whole net: finished tensors that wait for their turn take memory.
-            for job in jobs:
-                waiting.append(pool.submit(_in_worker, *job))
+            for it in known:
+                waiting.append((it, it.get() or pool.submit(_in_worker, it.job)))
                 if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
+                    yield _ready(*waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _ready(*waiting.popleft())
     except BrokenProcessPool as error:
         raise WorkerError(
             f"{source.location}: a worker process of {workers} ended before its work did: out of memory, killed, or "
@@ -209,12 +244,14 @@ def _open_in_worker(source: Source) -> None:
     _source = source
 
 
-def _in_worker(
-    info: TensorInfo, method: Method, seed: int, importance: Cost | None, keep_nonfinite: bool
-) -> CodedTensor:
+def _in_worker(job: _Job) -> CodedTensor:
     if _source is None:
         raise PlanError("a worker was given a tensor before its source")
-    return compress_tensor(_source, info, method, seed, importance, keep_nonfinite)
+    return compress_tensor(_source, *job)
+
+
+def _ready(it: _Known, found: CodedTensor | Future[CodedTensor]) -> CodedTensor:
+    return found if isinstance(found, CodedTensor) else it.put(found.result())
 
 
 def _stays_finite(weight: np.ndarray, expr: Expr) -> bool:

@@ -7,7 +7,7 @@ made.artifact.save("model.cw")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from codeword import allocate, drop
 from codeword.artifact import Artifact
+from codeword.cache import Cache, Results
 from codeword.calibrate import examples, importance_from_data
 from codeword.data import Dataset
 from codeword.errors import PlanError
@@ -72,7 +73,7 @@ class Job:
 
     method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. anew: what is made
     of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
-    names; what they leave out is kept.
+    names; what they leave out is kept. cache: where coded tensors are kept for other files, of this job and of others.
     """
 
     target: str | float | None
@@ -88,6 +89,7 @@ class Job:
     metadata: Mapping[str, str] | None
     progress: Progress | None
     limit: drop.Limit | None = None
+    cache: Cache = field(default_factory=Cache)
 
     def curves(self, source: Source) -> dict[str, allocate.Curve]:
         """What each tensor offers, whatever the target. Raises PlanError, SourceError."""
@@ -132,7 +134,8 @@ class Job:
         methods = {name: _with_zeros(m) if name in zeros else m for name, m in methods.items()}
         if self.include or self.exclude or zeros:
             plan = Plan.of(methods, source.infos, plan.seed, plan.target)
-        artifact = self._execute(source, methods, plan.seed)
+        results = Results(self.cache, source, self.importance) if self.cache.lasts else None
+        artifact = self._execute(source, methods, plan.seed, results)
         if self.anew is not None:
             artifact = self.anew(artifact, methods, plan.seed)
         kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
@@ -160,8 +163,10 @@ class Job:
         return Compressed(found.artifact, made, kept, budget, missed)
 
     def _to_drop(self, source: Source, lossy: set[str], limit: drop.Limit) -> Compressed:
+        results = Results(self.cache, source, self.importance)
+
         def make(methods: dict[str, Method]) -> Artifact:
-            artifact = self._execute(source, methods, self.seed)
+            artifact = self._execute(source, methods, self.seed, results)
             if self.anew is None or not any(isinstance(method, MomentsMethod) for method in methods.values()):
                 return artifact
             return self.anew(artifact, methods, self.seed)
@@ -174,15 +179,17 @@ class Job:
 
     def _fit(self, source: Source, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
         """The best file within the budget, made anew, which changes its size: so several may have to be made."""
+        results = Results(self.cache, source, self.importance)
 
         def to(goal: float) -> allocate.Fit:
-            return allocate.fit(curves, round(goal), lambda methods: self._execute(source, methods, self.seed))
+            return allocate.fit(curves, round(goal), lambda methods: self._execute(source, methods, self.seed, results))
 
-        first = found = to(budget)
+        first = to(budget)
         free = {name for name, method in first.methods.items() if isinstance(method, MomentsMethod)}
         if self.anew is None or not free:
             return first
-        least, goal = (1 - allocate.TOLERANCE) * budget, float(budget)
+        least, goal = (1 - allocate.TOLERANCE) * budget, _AIM * budget
+        aimed = found = to(goal)
         for turn in range(_TURNS):
             again = {name: method for name, method in found.methods.items() if name in free}
             artifact = self.anew(found.artifact, again, self.seed)
@@ -194,10 +201,10 @@ class Job:
                 found = to(goal)
             elif len(free) > 1:  # one whose size jumps keeps the codes that it had at first
                 free.remove(max(sorted(free), key=lambda name: _change(found.artifact, artifact, name)))
-                found = first
+                found = aimed
         return first
 
-    def _execute(self, source: Source, methods: Mapping[str, Method], seed: int) -> Artifact:
+    def _execute(self, source: Source, methods: Mapping[str, Method], seed: int, results: Results | None) -> Artifact:
         return run(
             source,
             methods,
@@ -207,6 +214,7 @@ class Job:
             keep_nonfinite=self.keep_nonfinite,
             metadata=self.metadata,
             progress=self.progress,
+            results=results,
         )
 
 
