@@ -37,7 +37,7 @@ def same_bits(artifact, net):
 
 
 def on_target(made):
-    return made.missed is None and 0.98 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
+    return made.missed is None and 0.99 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
@@ -124,8 +124,48 @@ def test_a_jump_of_the_largest_tensor_is_made_up_by_the_others():
     # At lambda 1 the file falls from 11,620 to 6,620 bytes; 9,500 needs a smaller lambda for all but the large one.
     found = allocate.fit(CURVES, 9500, compress)
     assert found.reached
-    assert 0.98 * 9500 <= found.artifact.nbytes <= 9500
+    assert 0.99 * 9500 <= found.artifact.nbytes <= 9500
     assert found.methods["large"].lam >= 1 > found.methods["small0"].lam
+
+
+class Steps:
+    """A tensor that takes a thousand bytes a step of the grid of lambdas, from lambda 1 downwards, `least` at first."""
+
+    def __init__(self, least, gain):
+        self.least, self.gain = least, gain
+
+    def at(self, lam):
+        steps = min(max(-np.floor(np.log2(lam) * 8 + 1e-9), 0), 3)
+        return allocate.Point(RateAware(float(lam)), 8 * (self.least + 1000 * steps), self.gain * (3 - steps))
+
+
+class Sum:
+    """A file of tensors of these sizes, and of something that grows with them."""
+
+    def __init__(self, sizes, extra):
+        self.entries = {name: type("Entry", (), {"nbytes": int(size)}) for name, size in sizes.items()}
+        self.nbytes = int(sum(sizes.values()) * (1 + extra))
+
+
+@pytest.mark.parametrize("extra", [0, 0.02, -0.03])
+@pytest.mark.parametrize("hidden", [set(), {"b"}])
+def test_a_budget_is_filled_by_those_whose_error_falls_most_for_their_bytes(extra, hidden):
+    # At lambda 1 all three are at their least, 6,000 bytes; each step is 1,000 more. For 8,200 two may take one.
+    curves = {"a": Steps(1000, 1.0), "b": Steps(2000, 3.0), "c": Steps(3000, 2.0)}
+
+    def compress(methods):
+        lams = {name: 1e-9 if method == Keep() else method.lam for name, method in methods.items()}
+        file = Sum({name: curves[name].at(lam).bits / 8 for name, lam in lams.items()}, extra)
+        for name in hidden:  # what lies in common with others counts for the file, and for no tensor
+            file.entries[name].nbytes = 0
+        return file
+
+    found = allocate.fit(curves, round(8200 * (1 + extra)), compress)
+    steps = {
+        name: (curves[name].at(method.lam).bits / 8 - curves[name].least) / 1000
+        for name, method in found.methods.items()
+    }
+    assert steps == {"a": 0, "b": 1, "c": 1}
 
 
 def test_a_target_that_is_too_small_gives_the_smallest_file():

@@ -5,9 +5,10 @@ error, squared error over energy (times importance, if known), and it counts the
 noise of one relative size at any layer disturbs what follows about equally, which is all that is known without data.
 From it follows that a small layer gets more bits a weight than a large one.
 
-Curves are estimates (entropy of binned weights), so `fit` compresses for real, compares the file with the budget and
-corrects the estimate's goal, until the file is within TOLERANCE of the budget and not above it. Where the size of one
-tensor jumps across the budget (its best codebook changes), that tensor takes the smaller side and the others the rest.
+Curves are estimates (entropy of binned weights), so `fit` compresses for real: at lambdas of a grid, an eighth of an
+octave wide, until two neighbours have the budget between them. From the smaller file single tensors then go to their
+next lambda, those first whose error falls most for the bytes that this was seen to take, until the budget is filled.
+The grid is the same for each target, so that what was coded for one is met again in the next.
 """
 
 from __future__ import annotations
@@ -27,17 +28,16 @@ from codeword.math.moments import Moments
 from codeword.methods import Granularity, Keep, Method, RateAware, Scales, as_rows
 from codeword.sources import Source
 
-TOLERANCE = 0.02  # below the budget: what counts as reached
-_GOOD = 0.005  # below the budget: what ends the search early
-_AIM = 0.9975  # of the budget: what the next file is aimed at
-_ROUNDS = 8  # files made before one within TOLERANCE will do
-_MOST_ROUNDS = 32  # files made at all
+TOLERANCE = 0.01  # below the budget: what counts as reached
+_GOOD = 0.002  # below the budget: what ends the search early
+_MOST_ROUNDS = 64  # files made at all
 _BINS = 1 << 20  # kept of all tensors together for estimates: 40 MB
 _BINS_A_TENSOR = (2048, 32768)
 _LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
 _MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
 _LEAF_BITS = 96  # what another leaf costs in header and coder states, about
 _STEPS = 256  # of lambda an octave: 0.002 bits a weight
+_STRIDE = 32  # steps from one lambda of the grid to the next: 0.06 bits a weight
 _RANGE = (-60 * _STEPS, 14 * _STEPS)  # from where nothing is worth a bit to where nothing is worth keeping
 
 
@@ -170,7 +170,7 @@ def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the bisection ended with."""
+    """What the search ended with."""
 
     artifact: Artifact
     methods: dict[str, Method]
@@ -181,21 +181,21 @@ def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Met
     """The methods whose file comes closest to `budget` bytes from below, within TOLERANCE if it can be done.
 
     If even the smallest file is above the budget that file is the result; if the lossless one is not, the lossless.
+    compress: makes files that differ in a few tensors, one after another, and had better know the others from before.
     """
     return _Search(curves, budget, compress).run()
 
 
 class _Made(NamedTuple):
-    """What a file took that was made for a lambda, in all and for each tensor, and what had been expected."""
+    """A file that was made: the step of each tensor, and what it takes in all and for each."""
 
-    step: int
-    points: dict[str, Point]
+    steps: dict[str, int]
     nbytes: int
     tensors: dict[str, int]
 
 
 class _Search:
-    """A bisection on files, where estimates choose which file to make next."""
+    """Two files of neighbouring lambdas around the budget, then the larger one's points as far as they fit."""
 
     def __init__(
         self, curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Method]], Artifact]
@@ -205,38 +205,28 @@ class _Search:
         self._compress = compress
         self._best: Fit | None = None
         self._sizes: dict[tuple[Method, ...], tuple[int, dict[str, int]]] = {}  # of all files made, not their bytes
-        self._pinned: dict[str, Point] = {}  # tensors that are settled
+        self._points: dict[tuple[str, int], Point] = {}
 
     def run(self) -> Fit:
         # Values with a pattern take less than their dtype's width: see first where the budget may be enough for them.
-        raw = sum(curve.at(_lam(_RANGE[0])).bits for curve in self._curves.values()) / 8
+        raw = sum(self._point(name, _RANGE[0]).bits for name in self._curves) / 8
         found = self._lossless() if 2 * self._budget >= raw else None
         if found is not None:
             return found
-        under: _Made | None = None
-        over: _Made | None = None
-        before: _Made | None = None
-        made: _Made | None = None
-        step: int | None = _solve(self._curves, _AIM * self._budget)
-        while step is not None:
-            before, made = made, self._make_for(step)
-            if made.nbytes <= self._budget:
-                under = made
-            else:
-                over = made
-            if self._is_enough():
-                break
-            if under is not None and over is not None and under.step - over.step < 2:
-                if not self._pin(under, over):
-                    break
-                over = before = None
-            step = self._next(made, before, under, over)
+        under = self._bracket()
+        if under is not None:
+            self._fill(under)
         # A pattern can make the lossless file the smaller one too.
         found = self._lossless() if self._best is None or not self._best.reached else None
         best = found or self._best
         if best is None:
-            raise AssertionError("a search made no file")  # pragma: no cover - the loop runs once at least
+            raise AssertionError("a search made no file")  # pragma: no cover - a bracket is at least one
         return best
+
+    def _point(self, name: str, step: int) -> Point:
+        if (name, step) not in self._points:
+            self._points[name, step] = self._curves[name].at(_lam(step))
+        return self._points[name, step]
 
     def _make(self, methods: dict[str, Method]) -> tuple[int, dict[str, int]]:
         key = tuple(methods.values())
@@ -247,9 +237,8 @@ class _Search:
             self._sizes[key] = artifact.nbytes, {name: artifact.entries[name].nbytes for name in methods}
         return self._sizes[key]
 
-    def _make_for(self, step: int) -> _Made:
-        points = {name: self._pinned.get(name) or curve.at(_lam(step)) for name, curve in self._curves.items()}
-        return _Made(step, points, *self._make({name: point.method for name, point in points.items()}))
+    def _made(self, steps: dict[str, int]) -> _Made:
+        return _Made(steps, *self._make({name: self._point(name, step).method for name, step in steps.items()}))
 
     def _lossless(self) -> Fit | None:
         """The lossless file, if it is within the budget: nothing better can be found then."""
@@ -262,51 +251,76 @@ class _Search:
         return Fit(artifact, methods, (1 - TOLERANCE) * self._budget <= artifact.nbytes)
 
     def _is_enough(self) -> bool:
-        best, rounds = self._best, len(self._sizes)
-        if best is None or rounds >= _MOST_ROUNDS:
-            return best is not None
-        close = (1 - _GOOD) * self._budget <= best.artifact.nbytes <= self._budget
-        return close or (best.reached and rounds >= _ROUNDS)
+        if self._best is None or len(self._sizes) >= _MOST_ROUNDS:
+            return self._best is not None
+        return (1 - _GOOD) * self._budget <= self._best.artifact.nbytes <= self._budget
 
-    def _pin(self, under: _Made, over: _Made) -> bool:
-        """Settle the tensor that jumps most between two files of neighbouring lambdas; False if none does."""
-        jumps = {name: over.tensors[name] - under.tensors[name] for name in self._curves if name not in self._pinned}
-        name = max(jumps, key=lambda name: jumps[name], default=None)
-        if name is None or jumps[name] <= 0:
-            return False
-        self._pinned[name] = under.points[name]
-        return True
+    def _bracket(self) -> _Made | None:
+        """The file of the least lambda on the grid within the budget; None if there is none."""
+        first, last = _RANGE  # what may be the least lambda within the budget
+        under: _Made | None = None
+        step = _on_grid(_solve(self._curves, self._budget))
+        while first <= last:
+            made = self._made(dict.fromkeys(self._curves, step))
+            if made.nbytes <= self._budget:
+                under, last = made, step - _STRIDE
+            else:
+                first = step + _STRIDE
+            if self._is_enough():
+                break
+            # Estimates are off by a factor that hardly depends on lambda.
+            estimate = sum(self._point(name, step).bits for name in self._curves) / 8
+            step = _on_grid(_solve(self._curves, self._budget * estimate / max(made.nbytes, 1)))
+            if made.nbytes <= self._budget:
+                step -= _STRIDE  # to see that this is too large
+            step = min(max(step, first), last)
+        return under
 
-    def _next(self, made: _Made, before: _Made | None, under: _Made | None, over: _Made | None) -> int | None:
-        """The lambda to try next, between those of two files or beyond that of one; None if there is no other."""
-        first = _RANGE[0] if over is None else over.step + 1
-        last = _RANGE[1] if under is None else under.step - 1
-        if first > last:
-            return None
-        if (
-            before is not None
-            and (step := _secant(before, made, _AIM * self._budget)) is not None
-            and first <= step <= last
-        ):
-            return step
-        free = {name: curve for name, curve in self._curves.items() if name not in self._pinned}
-        # Estimates are off by a factor that hardly depends on lambda, and know nothing of the rest of the file.
-        taken = sum(made.tensors[name] for name in free)
-        wanted = _AIM * self._budget - (made.nbytes - taken)
-        goal = wanted / max(taken, 1) * sum(made.points[name].bits for name in free) / 8
-        step = _solve(free, goal)
-        if first <= step <= last:
-            return step
-        if under is not None and over is not None:
-            return (first + last) // 2
-        reach = _STEPS << min(len(self._sizes) // 2, 5)
-        return max(first, last - reach) if over is None else min(last, first + reach)
+    def _fill(self, made: _Made) -> None:
+        """From a file below the budget to larger ones: tensors go to smaller lambdas, together while they can.
 
+        One whose next step is too large for what is left takes half of it, and so on, and stays where it is then.
+        """
+        free, reach = set(self._curves), _STRIDE
+        while free and not self._is_enough():
+            moved, stride = set[str](), reach
+            while stride and not self._is_enough():
+                made, fitting = self._advance(made, sorted(free - moved), stride)
+                if stride == reach:
+                    moved = fitting
+                stride //= 2 if moved != free else stride + 1
+            reach = 2 * reach if moved == free else _STRIDE
+            free = {name for name in moved if made.steps[name] - reach >= _RANGE[0]}
 
-def _secant(before: _Made, made: _Made, goal: float) -> int | None:
-    """Where the line through two files, log bytes over log lambda, reaches the goal; None if it does not fall."""
-    slope = math.log(made.nbytes / before.nbytes) / (made.step - before.step) if made.step != before.step else 0.0
-    return round(made.step + math.log(goal / made.nbytes) / slope) if slope < 0 else None
+    def _advance(self, made: _Made, names: list[str], stride: int) -> tuple[_Made, set[str]]:
+        """The file in which those of `names` that fit have gone a stride on, and which those are.
+
+        First come those whose error falls most for their bytes, which are those of a file that has all of them.
+        """
+        ahead = {name: made.steps[name] - stride for name in names}
+        probe = self._made(made.steps | ahead)
+        if probe.nbytes <= self._budget:
+            return probe, set(names)
+        now, then = ({name: self._point(name, steps[name]) for name in names} for steps in (made.steps, ahead))
+        more = {name: probe.tensors[name] - made.tensors[name] for name in names}
+        for name in names:  # what lies in common with others shows in no tensor's size
+            if not more[name] and now[name].method != then[name].method:
+                more[name] = round((then[name].bits - now[name].bits) / 8)
+        gain = {name: (now[name].cost - then[name].cost) / max(more[name], 1e-9) for name in names}
+        chosen: list[str] = []
+        room = self._budget - made.nbytes
+        for name in sorted(names, key=lambda name: -gain[name]):
+            if more[name] <= room:
+                chosen.append(name)
+                room -= max(more[name], 0)
+        while any(more[name] for name in chosen):
+            probe = self._made(made.steps | {name: ahead[name] for name in chosen})
+            if probe.nbytes <= self._budget:
+                return probe, set(chosen)
+            above = probe.nbytes - self._budget  # a file is not quite the sum of its tensors
+            enough = [name for name in chosen if more[name] >= above]
+            chosen.remove(min(enough or chosen, key=lambda name: (more[name] <= 0, gain[name])))
+        return made, set()
 
 
 def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
@@ -345,6 +359,11 @@ def _solve(curves: Mapping[str, Curve], goal: float) -> int:
         else:
             low = middle
     return high
+
+
+def _on_grid(step: int) -> int:
+    """The next step of the grid, the same for each target: so that what was coded for one serves another."""
+    return -(-step // _STRIDE) * _STRIDE
 
 
 def _lam(step: int) -> float:
