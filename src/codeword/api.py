@@ -38,7 +38,7 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 class TargetMissed(UserWarning):
-    """The file is the nearest there is to the target, not within 1 % below it."""
+    """The file is the nearest there is to the target, not within 1 % below it (2 % after training)."""
 
 
 def fit(
@@ -224,8 +224,8 @@ def compress(
     is scored after each epoch, instead of a part of a Dataset that is held out. checkpoint: a folder for the state
     after each epoch; resume: go on from there. on_epoch: told of each epoch.
 
-    Warns with TargetMissed if the nearest file is not within 1 % below the target. Raises SourceError, PlanError,
-    TargetError, DataError; with finetune also MismatchError and TrainingError.
+    Warns with TargetMissed if the nearest file is not within 1 % below the target, 2 % after training. Raises
+    SourceError, PlanError, TargetError, DataError; with finetune also MismatchError and TrainingError.
     """
     result = fit(
         model,

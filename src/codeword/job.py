@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "8x"
 _AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the size of the last
 _TURNS = 6  # and more, each with one tensor less that is made anew: that whose size changed most
+_TRAINED_TOLERANCE = 0.02  # below the target: what counts as reached where training has the last word
 _AIM = 0.995  # of the budget: what the next is aimed at
 
 # A file, the methods it was made by, their seed -> the file made anew, as `refine.refined` does.
@@ -60,7 +61,7 @@ class Compressed:
         """The same after training, which may have changed the file's size."""
         missed = None
         if self.target_nbytes is not None and self.plan.target is not None:
-            least = (1 - allocate.TOLERANCE) * self.target_nbytes
+            least = (1 - _TRAINED_TOLERANCE) * self.target_nbytes
             if not least <= artifact.nbytes <= self.target_nbytes:
                 wanted = Target.parse(self.plan.target)
                 missed = _missed(wanted, self.target_nbytes, artifact, "file that training left")
