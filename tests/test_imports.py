@@ -17,7 +17,8 @@ LAYERS = [
     "expr",
     "math kernels coding",
     "methods artifact cluster",
-    "plan target finetune sources safetensors_file calibrate refine allocate cache execute drop job nn data evaluate zoo",
+    "plan target finetune sources safetensors_file calibrate refine allocate cache execute drop job nn data evaluate "
+    "zoo",
     "train runtime export report",
     "api demo nets",
     "cli console show __main__",
