@@ -76,7 +76,7 @@ def read(data):
     file = Bytes(data)
     need(file.take(8) == MAGIC, "magic")
     fixed = file.take(5)
-    need(fixed[0] in (1, 2), "version")
+    need(fixed[0] in (1, 2, 3), "version")
     length, crc = int.from_bytes(fixed[1:], "little"), file.number(4)
     need(length <= 1 << 22, "header length")
     deflated = file.take(length)
@@ -87,19 +87,28 @@ def read(data):
     except zlib.error:
         raise RefusedError("deflate") from None
     need(inflate.eof and not inflate.unused_data, "deflate stream does not end with the header")
-    entries, metadata = header(Bytes(plain), fixed[0])
+    entries, pools, metadata = header(Bytes(plain), fixed[0])
+    payloads = []
+    for *_, infos in entries:
+        streams = file.take(sum(size for *_, size in infos if isinstance(size, int)))
+        if any(info[1] != 6 for info in infos):
+            need(zlib.crc32(streams) == file.number(4), "tensor CRC")
+        payloads.append(Bytes(streams))
+    filled = pooled(file, pools)
     found, stored = {}, []
-    for name, dtype, dims, tree, infos in entries:
+    for (name, dtype, dims, tree, infos), streams in zip(entries, payloads, strict=True):
         stored.append([])
         if isinstance(tree, int):
             found[name] = (TYPES[dtype][0], dims, found[entries[tree][0]][2])
             continue
-        streams = file.take(sum(size for *_, size in infos if isinstance(size, int)))
-        need(zlib.crc32(streams) == file.number(4), "tensor CRC")
-        streams = Bytes(streams)
         for *info, size in infos:
-            borrowed = isinstance(size, tuple)
-            stored[-1].append(stored[size[0]][size[1]] if borrowed else leaf(Bytes(streams.take(size)), *info))
+            if info[1] == 5:
+                stored[-1].append(stored[size[0]][size[1]])
+            elif info[1] == 6:
+                patterns = [next(filled[size[0]]) for _ in range(math.prod(info[2]))]
+                stored[-1].append((info[0], info[2], patterns))
+            else:
+                stored[-1].append(leaf(Bytes(streams.take(size)), *info))
         arrays = stored[-1]
         found_dtype, _, patterns = decode(tree, iter(arrays))
         if found_dtype != dtype:
@@ -108,6 +117,27 @@ def read(data):
         found[name] = (TYPES[dtype][0], dims, b"".join(p.to_bytes(width, "little") for p in patterns))
     need(file.at == len(data), "too long")
     return found, metadata
+
+
+def pooled(file, pools):
+    """The values of each pool, one after another."""
+    if not pools:
+        return []
+    streams = file.take(sum(size for *_, size in pools))
+    need(zlib.crc32(streams) == file.number(4), "CRC of pools")
+    streams, found = Bytes(streams), []
+    for dtype, sizes, codec, size in pools:
+        stream = Bytes(streams.take(size))
+        if codec != 7:
+            found.append(iter(leaf(stream, dtype, codec, (sum(sizes),), in_pool=True)[2]))
+            continue
+        patterns = []
+        for count in sizes:
+            inner = stream.byte()
+            patterns += leaf(Bytes(stream.take(stream.varint())), dtype, inner, (count,))[2]
+        need(stream.at == len(stream.data), "length of a pool")
+        found.append(iter(patterns))
+    return found
 
 
 def header(plain, version):
@@ -123,7 +153,7 @@ def header(plain, version):
             raise RefusedError("name is not UTF-8") from None
         plain.byte()
     need(len(set(names)) == count, "duplicate name")
-    entries = []
+    entries, pools = [], []
     for name in names:
         tag = plain.byte()
         dtype, dims = known(tag & 15), read_dims(plain, tag >> 4)
@@ -135,11 +165,18 @@ def header(plain, version):
             entries.append((name, dtype, dims, target, ()))
             continue
         infos = []
-        tree, shape, result = read_node(plain, infos, 0, entries if version == 2 else None)
+        tree, shape, result = read_node(
+            plain, infos, 0, entries if version >= 2 else None, pools if version >= 3 else None
+        )
         need(math.prod(shape) == math.prod(dims), "size")
         cast = TYPES[dtype][2] is not None and TYPES[result][0] in EXACT_IN_FLOAT32
         need(result == dtype or cast, "dtype of the expression")
         entries.append((name, dtype, dims, tree, infos))
+    if version >= 3:
+        need(plain.varint() == len(pools), "number of pools")
+        for pool in pools:
+            pool += [plain.byte(), plain.varint()]
+            need(pool[2] in (0, 1, 2, 3, 4, 7, 8), "codec of a pool")
     text = plain.rest()
     need(len(text) <= 65536, "metadata size")
     try:
@@ -147,7 +184,7 @@ def header(plain, version):
     except (ValueError, RecursionError):
         raise RefusedError("metadata") from None
     need(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "metadata values")
-    return entries, metadata
+    return entries, pools, metadata
 
 
 def known(dtype):
@@ -169,27 +206,36 @@ def unsigned(info):
     need(TYPES[info[0]][0].startswith("uint"), "unsigned")
 
 
-def read_node(plain, infos, depth, lenders):
+def read_node(plain, infos, depth, lenders, pools):
     """(tree, shape, dtype); a tree is (tag, what decode needs besides the leaves, inner trees)."""
     need(depth <= 8, "depth")
 
     def read_leaf():
         tag = plain.byte()
-        need(tag >> 4 <= (4 if lenders is None else 5), "codec")
+        need(tag >> 4 <= (4 if lenders is None else 5 if pools is None else 6), "codec")
         dtype, dims = known(tag & 15), read_dims(plain, plain.varint())
         if tag >> 4 == 5:
             i, j = plain.varint(), plain.varint()
             need(i < len(lenders) and not isinstance(lenders[i][3], int) and j < len(lenders[i][4]), "lender")
             lent = lenders[i][4][j]
-            need(isinstance(lent[3], int) and (lent[0], lent[2]) == (dtype, dims), "borrowed leaf")
+            need(lent[1] != 5 and (lent[0], lent[2]) == (dtype, dims), "borrowed leaf")
             infos.append((dtype, 5, dims, (i, j)))
+        elif tag >> 4 == 6:
+            q, count = plain.varint(), math.prod(dims)
+            need(q <= len(pools) and q < 256, "pool")
+            if q == len(pools):
+                pools.append([dtype, []])
+            need(pools[q][0] == dtype and count <= 1 << 12, "pooled leaf")
+            pools[q][1].append(count)
+            need(sum(pools[q][1]) <= 1 << 20, "size of a pool")
+            infos.append((dtype, 6, dims, (q,)))
         else:
             infos.append((dtype, tag >> 4, dims, plain.varint()))
         need(len(infos) <= 256, "leaves")
         return infos[-1]
 
     def inner():
-        return read_node(plain, infos, depth + 1, lenders)
+        return read_node(plain, infos, depth + 1, lenders, pools)
 
     tag = plain.byte()
     if tag == 0:
@@ -346,14 +392,14 @@ def to_float32(value):
 # -- leaves -------------------------------------------------------------------------------------------------------
 
 
-def leaf(stream, dtype, codec, dims):
+def leaf(stream, dtype, codec, dims, in_pool=False):
     name, width, form = TYPES[dtype]
     n, bits = math.prod(dims), 8 * width
     if codec == 0:
         patterns = [stream.number(width) for _ in range(n)]
         need(stream.at == len(stream.data), "raw length")
     else:
-        patterns = keys(stream, codec, bits, n, (1, 2, 3, 4))
+        patterns = keys(stream, codec, bits, n, (1, 2, 3, 4, *[8] * in_pool))
         if form is not None:
             patterns = [key >> 1 | (key & 1) << (bits - 1) for key in patterns]
         elif name.startswith("int"):
@@ -378,8 +424,12 @@ def keys(stream, codec, bits, n, allowed):
         found = [0] * n
         for _ in range(bits // 8):
             inner = stream.byte()
-            plane = keys(Bytes(stream.take(stream.varint())), inner, 8, n, (0, 1, 2))
+            plane = keys(Bytes(stream.take(stream.varint())), inner, 8, n, (0, 1, 2, *[8] * (8 in allowed)))
             found = [key << 8 | byte for key, byte in zip(found, plane, strict=True)]
+    elif codec == 8:
+        base, shift, inner = stream.varint(), stream.byte(), stream.byte()
+        need(0 < shift < bits and base < 1 << bits, "shift")
+        found = [base + (step << shift) for step in keys(stream, inner, bits, n, (1, 2))]
     else:
         need(n >= 1, "rising and empty")
         first, inner = stream.varint(), stream.byte()

@@ -9,6 +9,7 @@ import pytest
 import format_reader
 from codeword import methods
 from codeword.artifact import Artifact, Writer, code_tensor, tied_tensor
+from codeword.artifact.pools import decode_pool
 from codeword.errors import ExprError, FormatError
 from codeword.expr import (
     DTYPES,
@@ -175,16 +176,28 @@ def test_the_second_reader_agrees_on_every_conversion(source, target, path):
 
 def test_a_corrupted_tensor_leaves_the_others_readable(path):
     artifact = write()
-    data = bytearray(file_bytes(artifact, path))
-    data[-1] ^= 1  # in the last tensor's checksum
-    path.write_bytes(data)
-    last = list(TENSORS)[-1]
-    with Artifact.open(path) as damaged:
-        for name in TENSORS:
-            if name != last:
-                same(damaged.decode(name), artifact.decode(name))
-        with pytest.raises(FormatError, match=rf"{last}.*checksum"):
-            damaged[last]
+    pooled = {name for name, entry in artifact.entries.items() if any(leaf.pooled for leaf in entry.leaves)}
+    assert {"sharing", "raw", "scalar"} <= pooled
+    assert not {"empty"} & pooled
+    good = file_bytes(artifact, path)
+    for at, says, lost in (
+        (
+            len(artifact._header),
+            "'sharing'.*checksum",
+            {"sharing"},
+        ),  # the first tensor of whose leaves one has a stream
+        (len(good) - 1, "pools: the checksum", pooled),
+    ):
+        data = bytearray(good)
+        data[at] ^= 1
+        path.write_bytes(data)
+        with Artifact.open(path) as damaged:
+            for name in TENSORS:
+                if name not in lost:
+                    same(damaged.decode(name), artifact.decode(name))
+                    continue
+                with pytest.raises(FormatError, match=says):
+                    damaged[name]
 
 
 def test_opening_reads_the_header_only(path, monkeypatch):
@@ -210,7 +223,8 @@ def test_unknown_names_are_key_errors():
 # -- equal leaves -------------------------------------------------------------------------------------------------
 
 
-BOOK = GENERATOR.normal(size=(1, 16, 4)).astype(np.float32)  # 256 bytes of raw floats
+BOOK = GENERATOR.normal(size=(1, 1200, 4)).astype(np.float32)  # 19,200 bytes of raw floats, too many for a pool
+SMALL = BOOK[:, :16]
 
 
 def of_one_book(seed, book=BOOK):
@@ -245,8 +259,9 @@ def test_equal_leaves_are_stored_once(path):
     }
 
 
-def test_any_tensor_alone_reads_its_lender(path):
-    tensors = {f"w{seed}": of_one_book(seed) for seed in range(3)}
+@pytest.mark.parametrize("book", [BOOK, SMALL], ids=["stored", "pooled"])
+def test_any_tensor_alone_reads_its_lender(path, book):
+    tensors = {f"w{seed}": of_one_book(seed, book) for seed in range(3)}
     write(tensors).save(path)
     for name in reversed(tensors):
         with Artifact.open(path) as artifact:
@@ -257,7 +272,7 @@ def test_a_lender_is_read_once_and_its_leaf_is_in_all_expressions(path, monkeypa
     tensors = {f"w{seed}": of_one_book(seed) for seed in range(3)}
     write(tensors).save(path)
     for room, reads in ((1 << 24, {"w0": 1, "w1": 1, "w2": 1}), (BOOK.nbytes - 1, {"w0": 3, "w1": 1, "w2": 1})):
-        monkeypatch.setattr("codeword.artifact.reader._LENT_NBYTES", room)
+        monkeypatch.setattr("codeword.artifact.reader._KEPT_NBYTES", room)
         with Artifact.open(path) as artifact:
             read, streams = [], artifact._streams
             monkeypatch.setattr(artifact, "_streams", lambda entry, r=read, s=streams: r.append(entry.name) or s(entry))
@@ -269,7 +284,7 @@ def test_a_lender_is_read_once_and_its_leaf_is_in_all_expressions(path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "other", [BOOK.astype(np.float16), BOOK.reshape(1, 32, 2), BOOK + 1], ids=["dtype", "dims", "values"]
+    "other", [BOOK.astype(np.float16), BOOK.reshape(1, 2400, 2), BOOK + 1], ids=["dtype", "dims", "values"]
 )
 def test_leaves_that_differ_in_anything_are_stored(other):
     artifact = write({"a": of_one_book(0), "b": ("float32", other.shape, Affine(Raw(other)))})
@@ -278,11 +293,84 @@ def test_leaves_that_differ_in_anything_are_stored(other):
 
 def test_a_file_that_borrows_nothing_is_of_version_1(path):
     # Short streams are stored again, and so are equal leaves of one tensor.
-    ones = {f"norm{at}.weight": ("float32", (64,), Raw(np.ones(64, np.float32))) for at in range(9)}
+    ones = {f"norm{at}.weight": ("float32", (6400,), Raw(np.ones(6400, np.float32))) for at in range(9)}
     twice = {"sum": ("float32", (6, 32), Sum((of_one_book(0)[2],) * 2))}
     assert file_bytes(write(ones | twice), path)[8] == 1
+    assert file_bytes(write(ones | twice | {"bias": ("float32", (4,), Raw(np.zeros(4, np.float32)))}), path)[8] == 3
     artifact = write(twice | {"more": of_one_book(0)})
     assert [leaf.lender for leaf in artifact.entries["more"].leaves] == [(0, 0), (0, 1)]
+
+
+# -- pools --------------------------------------------------------------------------------------------------------
+
+
+def norms(count, channels=32):
+    """Vectors of two kinds, rounded to 3 bits of mantissa."""
+    generator = np.random.default_rng(3)
+
+    def rounded(values):
+        return Raw((values.astype(np.float32).view(np.uint32) & np.uint32(0xFFF00000)).view(np.float32))
+
+    shapes = ("float32", (channels,))
+    return {
+        f"layer{at}.{part}": (*shapes, rounded(generator.normal(mean, spread, channels)))
+        for at in range(count)
+        for part, mean, spread in (("weight", 1.0, 0.3), ("running_mean", 0.0, 4.0))
+    }
+
+
+def test_small_leaves_of_one_kind_share_a_stream_and_nothing_else(path):
+    tensors = norms(20) | {"wide.weight": ("float32", (4097,), Raw(np.zeros(4097, np.float32)))}
+    data = file_bytes(write(tensors), path)
+    assert data[8] == 3
+    with Artifact.open(path) as artifact:
+        assert [(pool.dtype, pool.sizes) for pool in artifact.pools] == [("float32", (32,) * 20)] * 2
+        for index, part in enumerate(("weight", "running_mean")):
+            leaves_of = [artifact.entries[f"layer{at}.{part}"].leaves[0] for at in range(20)]
+            assert [leaf.pooled for leaf in leaves_of] == [(index, 32 * at) for at in range(20)]
+            assert sum(leaf.nbytes for leaf in leaves_of) == artifact.pools[index].nbytes
+        assert artifact.entries["wide.weight"].leaves[0].pooled is None
+        assert len(data) == artifact.container_nbytes + sum(entry.nbytes for entry in artifact.entries.values()) - 4
+        for name, spec in tensors.items():
+            same(artifact.decode(name), dense(*spec))
+        # Sign, a few exponents and three bits of mantissa: what is learned of one serves all.
+        assert artifact.pools[0].nbytes < 640 * 6 / 8
+        assert artifact.pools[1].nbytes < 640 * 8 / 8
+
+
+def test_a_pool_is_decoded_once_while_there_is_room_for_it(path, monkeypatch):
+    write(norms(3)).save(path)
+    for room, decoded in ((1 << 24, 2), (100, 6)):
+        monkeypatch.setattr("codeword.artifact.reader._KEPT_NBYTES", room)
+        calls = []
+        with monkeypatch.context() as patched, Artifact.open(path) as artifact:
+            counted = "codeword.artifact.reader.decode_pool"
+            patched.setattr(counted, lambda *given, calls=calls: calls.append(1) or decode_pool(*given))
+            for name, spec in norms(3).items():
+                same(artifact.decode(name), dense(*spec))
+        assert len(calls) == decoded
+
+
+def test_what_is_in_a_pool_cannot_be_changed(path):
+    write(norms(2)).save(path)
+    with Artifact.open(path) as artifact, pytest.raises(ValueError, match="read-only"):
+        artifact.decode("layer0.weight")[:] = 0
+
+
+def test_pools_are_full_at_their_caps(monkeypatch, path):
+    monkeypatch.setattr("codeword.artifact.writer.MAX_POOL", 70)
+    monkeypatch.setattr("codeword.artifact.writer.MAX_POOLS", 3)
+    tensors = norms(5)
+    write(tensors).save(path)
+    with Artifact.open(path) as artifact:
+        # Two leaves of 32 in each; where there may be no more pools, leaves have streams of their own.
+        assert [pool.sizes for pool in artifact.pools] == [(32, 32)] * 3
+        assert sum(entry.leaves[0].pooled is None for entry in artifact.entries.values()) == 4
+        for name, spec in tensors.items():
+            same(artifact.decode(name), dense(*spec))
+
+
+# -- what many tensors take ---------------------------------------------------------------------------------------
 
 
 def test_many_tensors_of_one_codebook_take_a_few_bytes_each_in_the_header():
@@ -326,7 +414,7 @@ def test_the_container_of_a_lenet5_takes_220_bytes_at_most():
     assert container_of(shapes) <= 220
 
 
-def test_the_container_of_a_resnet20_takes_1300_bytes_at_most():
+def test_the_container_of_a_resnet20_takes_800_bytes_at_most():
     shapes = {}
 
     def block(conv, norm, outputs, inputs):
@@ -343,7 +431,7 @@ def test_the_container_of_a_resnet20_takes_1300_bytes_at_most():
                 width = outputs
     shapes |= {"linear.weight": (10, 64), "linear.bias": (10,)}
     assert len(shapes) == 97
-    assert container_of(shapes) <= 1300
+    assert container_of(shapes) <= 800
 
 
 # -- what the writer refuses --------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_files_that_are_no_cw_files(path, tmp_path):
         Artifact.open(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 3, 255])
+@pytest.mark.parametrize("version", [0, 4, 255])
 def test_other_versions_are_refused_by_number(path, version):
     refused(path, file_of(header(RAW), VALUE, version=version), f"format version {version}")
 
@@ -286,6 +286,91 @@ def test_borrowed_leaves_count_towards_the_cap_of_each_tensor(path):
         artifact["t1"]
     with Artifact.open(path, max_tensor_nbytes=64_000) as artifact:
         assert artifact.decode("t1").tolist() == [0.0] * 1000
+
+
+# -- pools --------------------------------------------------------------------------------------------------------
+
+
+def pooled(pool, dims=(1,), dtype=0):
+    """A Raw whose leaf is the next in a pool."""
+    return bytes([0, dtype | 6 << 4]) + varints(len(dims), *dims, pool)
+
+
+def pools(*each):
+    """What stands behind the trees: (codec, bytes) of each pool."""
+    return varints(len(each)) + b"".join(bytes([codec]) + varints(nbytes) for codec, nbytes in each)
+
+
+def pooled_file(trees, entries, *streams, start=START):
+    return file_of(header(*trees, metadata=pools(*entries), start=start), b"".join(streams), version=3)
+
+
+BITS = bytes([0x80, 0x80, 0x80, 0xFC, 7, 0])  # packed: the key of 1.5, width 0
+LONG = bytes([1 << 4]) + varints(4097)  # start of a tensor
+MANY = bytes([1 << 4]) + varints(4096)
+
+POOLED = {
+    "pool 1 before 0": ([pooled(1)], [(0, 4)], [VALUE], "pool 1 comes before pool 0"),
+    "pool 2**64 - 1": ([pooled(2**64 - 1)], [(0, 4)], [VALUE], "comes before pool 0"),
+    "two dtypes": ([pooled(0), bytes([2, 0]) + pooled(0, dtype=1)], [(0, 6)], [VALUE, b"ab"], "float32, not float16"),
+    "no pools": ([pooled(0)], [], [VALUE], "0 of them, but tensors have leaves in 1"),
+    "one too many": ([pooled(0)], [(0, 4), (0, 0)], [VALUE], "2 of them"),
+    "2**64 - 1 of them": ([pooled(0)], None, [VALUE], "18446744073709551615 of them"),
+    "codec 5": ([pooled(0)], [(5, 4)], [VALUE], "codec 5"),
+    "codec 6": ([pooled(0)], [(6, 4)], [VALUE], "codec 6"),
+    "codec 255": ([pooled(0)], [(255, 4)], [VALUE], "codec 255"),
+    "a stream too short": ([pooled(0)] * 2, [(0, 4)], [VALUE], "2 values of float32 need 8 bytes"),
+    "a stream too long": ([pooled(0)], [(0, 8)], [VALUE, VALUE], "1 values of float32 need 4 bytes"),
+    "a long stream": ([pooled(0)], [(0, 2**62)], [VALUE], "truncated"),
+    "apart, too short": ([pooled(0)] * 2, [(7, 6)], [bytes([0, 4]), VALUE], "needs 1 bytes"),
+    "apart, too long": ([pooled(0)], [(7, 7)], [bytes([0, 4]), VALUE, b"x"], "1 bytes too many"),
+    "apart in apart": ([pooled(0)], [(7, 6)], [bytes([7, 4]), VALUE], "codec 7 is unknown"),
+    "spaced apart": ([pooled(0)], [(7, 6)], [bytes([8, 4, 0, 4, 1, 0])], "codec spaced does not fit"),
+    "spaced by nothing": ([pooled(0)], [(8, 5)], [bytes([0, 0, 1, 0, 0])], "spaced by 0 bits"),
+    "spaced by all": ([pooled(0)], [(8, 5)], [bytes([0, 32, 1, 0, 0])], "spaced by 32 bits"),
+    "spaced, raw": ([pooled(0)], [(8, 7)], [bytes([0, 4, 0]), VALUE], "over codec raw"),
+    "spaced twice": ([pooled(0)], [(8, 8)], [bytes([0, 4, 8, 0, 4, 1, 0, 0])], "over codec spaced"),
+    "spaced beyond": ([pooled(0)], [(8, 6)], [bytes([0, 31, 1, 0, 2, 2])], "pass 32 bits"),
+    "spaced from beyond": ([pooled(0)], [(8, 9)], [b"\xff\xff\xff\xff\x1f" + bytes([1, 1, 0, 0])], "pass 32 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", POOLED)
+def test_hostile_pools_are_refused(path, case):
+    trees, entries, streams, says = POOLED[case]
+    if entries is None:
+        plain = header(*trees, metadata=varints(2**64 - 1) + bytes([0, 4]))
+        refused(path, file_of(plain, b"".join(streams), version=3), says)
+        return
+    refused(path, pooled_file(trees, entries, *streams), says)
+
+
+def test_pools_themselves_are_allowed_in_version_3_only(path):
+    trees = [pooled(0), pooled(1), pooled(0), borrowed(2, 0), bytes([7, 2])]
+    data = pooled_file(trees, [(0, 8), (1, len(BITS))], VALUE, struct.pack("<f", -2.0), BITS)
+    # Of tensors the one that borrows has a checksum, that of no bytes, before the pools.
+    at = header_end(data)
+    data = data[:at] + b"\0\0\0\0" + data[at:]
+    assert [values.tolist() for values in read_all(path, data).values()] == [[1.5], [1.5], [-2.0], [-2.0], [-2.0]]
+    assert len(format_reader.read(data)[0]) == 5
+    for version in (1, 2):
+        refused(path, file_of(header(pooled(0)), VALUE, version=version), f"codec 6 is unknown to version {version}")
+    refused(path, file_of(header(bytes([0]) + leaf(0, 8, nbytes=4), metadata=b"\0"), VALUE, version=3), "codec 8")
+    assert read_all(path, file_of(header(RAW, metadata=b"\0"), VALUE, version=3))["t0"].tolist() == [1.5]
+
+
+def test_the_caps_of_pools(path):
+    constant = bytes([0, 0])  # packed: base 0, width 0
+    refused(path, pooled_file([pooled(0, (4097,))], [(1, 2)], constant, start=LONG), "4097 values after 0; a leaf may")
+    full = [pooled(0, (4096,))] * 256
+    good = pooled_file(full, [(1, 2)], constant, start=MANY)
+    path.write_bytes(good)
+    with Artifact.open(path) as artifact:
+        assert artifact.decode("t255").tolist() == [0.0] * 4096
+    refused(path, pooled_file([*full, pooled(0, (4096,))], [(1, 2)], constant, start=MANY), "after 1048576")
+    many = [pooled(at) for at in range(257)]
+    refused(path, pooled_file(many, [(0, 4)] * 257, *[VALUE] * 257), "beyond the 256 allowed")
+    assert len(read_all(path, pooled_file(many[:256], [(0, 4)] * 256, *[VALUE] * 256))) == 256
 
 
 def test_the_caps_themselves_are_allowed(path):

@@ -26,6 +26,9 @@ def round_trip(values):
     assert len(data) <= values.nbytes
     assert encode_leaf(values.copy()) == (codec, data)
     same_bits(decode_leaf(codec, data, values.dtype.newbyteorder("="), values.shape), values)
+    shorter, spaced = encode_leaf(values, spaced=True)
+    assert len(spaced) <= len(data)
+    same_bits(decode_leaf(shorter, spaced, values.dtype.newbyteorder("="), values.shape, spaced=True), values)
     return codec, data
 
 
@@ -84,6 +87,25 @@ def test_every_bit_pattern_of_small_dtypes_and_the_ends_of_large_ones(name):
         values = np.array(ends, f"u{dtype.itemsize}").view(dtype)
     round_trip(values)
     round_trip(values[::-1])
+
+
+def test_steps_are_coded_without_the_zeros_below_them_where_that_is_allowed():
+    generator = np.random.default_rng(0)
+    values = (1000 + 64 * generator.integers(0, 9, 300)).astype(np.uint16)
+    codec, data = encode_leaf(values, spaced=True)
+    assert codec is Codec.SPACED
+    assert data[:3] == put_varint(1000) + bytes([6])
+    assert len(data) <= 4 + len(encode_leaf((values - 1000) >> 6)[1]) < len(encode_leaf(values)[1])
+    with pytest.raises(FormatError, match="codec spaced does not fit here"):
+        decode_leaf(codec, data, values.dtype, values.shape)
+    # Three bits of mantissa: in the plane of its highest ones there are 8 values, 32 apart.
+    floats = (generator.normal(size=300).astype(np.float32).view(np.uint32) & np.uint32(0xFFF00000)).view(np.float32)
+    codec, data = encode_leaf(floats, spaced=True)
+    assert codec is Codec.PLANES
+    assert len(data) < len(encode_leaf(floats)[1]) - 20
+    same_bits(decode_leaf(codec, data, floats.dtype, floats.shape, spaced=True), floats)
+    with pytest.raises(FormatError, match="codec spaced does not fit here"):
+        decode_leaf(codec, data, floats.dtype, floats.shape)
 
 
 def test_nan_payloads_infinities_and_signed_zeros_survive():

@@ -355,7 +355,7 @@ def test_shared_codebooks_are_one_parameter_and_one_stream(method: Any, every: i
     final = tuner.finalize()
     lent = [leaf for entry in final.entries.values() for leaf in entry.leaves if leaf.lender is not None]
     assert [leaf.path.endswith("codebook") for leaf in lent] == [True]
-    assert final.nbytes <= artifact.nbytes + 8
+    assert final.nbytes <= artifact.nbytes + 16
     x, _ = batch()
     assert torch.equal(net(x), codeword.swap(model, final)(x))
 

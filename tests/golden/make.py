@@ -91,6 +91,30 @@ def codecs():
     return {name: (str(values.dtype), values.shape, Raw(values)) for name, values in arrays.items()}, {}, {}
 
 
+def pooled():
+    """Version 3: pools of one stream and apart, spaced, of several dtypes; pooled leaves that are borrowed; tied."""
+    generator = np.random.default_rng(2)
+    codes = generator.integers(0, 16, (1, 4, 40)).astype(np.uint8)
+    tensors = {}
+    for at in range(6):
+        book = np.sort(generator.choice(200, 16, replace=False) - 100).astype(np.int8).reshape(1, 16, 1)
+        rounded = generator.normal(size=32).astype(np.float32).view(np.uint32) & np.uint32(0xFFF00000)
+        step = generator.choice([0.75, 1, 1.25, 1.5, 1.75], (4, 1, 1)).astype(np.float16)
+        tensors |= {
+            f"{at}.weight": ("float32", (4, 40), Affine(Lookup((codes + at) % 16, book), step)),
+            f"{at}.bias": ("float32", (32,), Raw(rounded.view(np.float32))),
+            f"{at}.running_mean": ("float32", (32,), Raw(np.zeros(32, np.float32))),
+            f"{at}.count": ("int64", (), Raw(np.array(1000 + at % 3))),
+            f"{at}.even": ("uint16", (9,), Raw(np.uint16(5 + 64 * generator.integers(0, 9, 9)))),
+        }
+    tensors |= {
+        "all borrowed": ("float16", (4, 40), tensors["0.weight"][2]),
+        "one.scale": ("float32", (4,), Raw(np.float32([0.1, 0.2, 0.3, 0.4]))),
+        "far.scale": ("float32", (400,), Raw(np.full(400, 1e30, np.float32))),
+    }
+    return tensors, {"tied to a pooled one": ("0.bias", (4, 8))}, {"pools": "yes"}
+
+
 def write(name):
     """Write NAME.cw and NAME.npz, unless one is there."""
     tensors, tied, metadata = globals()[name]()

@@ -22,6 +22,7 @@ class CodedLeaf(NamedTuple):
     dims: tuple[int, ...]
     codec: Codec
     stream: bytes
+    role: str  # in its expression: the last word of its path
 
     @property
     def entry(self) -> bytes:
@@ -77,7 +78,10 @@ def code_tensor(name: str, dtype: str, dims: tuple[int, ...], expr: Expr) -> Cod
     if not fits_dtype(expr, DTYPES[dtype]):
         raise ExprError(f"{name}: an expression of {result_dtype(expr)} for a tensor of {dtype}")
     first, *rest = encode_nodes(expr)
-    coded = (CodedLeaf(dtype_name(array.dtype), array.shape, *encode_leaf(array)) for _, array in leaves(expr))
+    coded = (
+        CodedLeaf(dtype_name(array.dtype), array.shape, *encode_leaf(array), path.rpartition(".")[2])
+        for path, array in leaves(expr)
+    )
     return CodedTensor(name, (encode_start(dtype, dims) + first, *rest), tuple(coded))
 
 

@@ -5,6 +5,7 @@
 The CRC covers the version, the length and the deflated header. The payload holds, for each tensor in header order, its
 leaves' streams in the order of the tree and a CRC-32 of them; lengths stand in the header, offsets follow from them.
 Version 2 is version 1 and borrowed leaves: the stream of an equal leaf of an earlier tensor stands for theirs.
+Version 3 is version 2 and pooled leaves: small leaves of one kind, of all tensors, in one stream behind the tensors.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from codeword.expr import (
 
 # As PNG's: a byte above 127, CR LF, ctrl-Z, LF: what a text-mode transfer breaks, breaks here first.
 MAGIC = b"\x89CW\r\n\x1a\n\x00"
-PLAIN, BORROWING = VERSIONS = (1, 2)
+PLAIN, BORROWING, POOLING = VERSIONS = (1, 2, 3)
 _FIXED = struct.Struct("<BI")  # version, header length
 PREFIX_NBYTES = len(MAGIC) + _FIXED.size + 4
-CRC_NBYTES = 4  # of each tensor, behind its streams
+CRC_NBYTES = 4  # of each tensor, behind its streams, and of all pools, behind theirs
 
 # Caps on what a header may claim, checked before anything is allocated.
 MAX_HEADER = 1 << 22
@@ -55,11 +56,16 @@ MAX_ELEMENTS = 1 << 40
 MAX_DEPTH = 8
 MAX_TERMS = 16
 MAX_LEAVES = 256
+MAX_POOLED = 1 << 12  # values of a leaf
+MAX_POOL = 1 << 20  # values of a pool
+MAX_POOLS = 256
 
 _DTYPES = tuple(DTYPES)  # the index is the tag in the file: only ever append to expr.DTYPES
 _RAW, _LOOKUP, _AFFINE, _SUM, _SCATTER, _PERMUTE, _RESHAPE, _TIED = range(8)
-_CODECS = frozenset(map(int, Codec))
-_BORROWED = 5  # where a leaf's codec stands
+_IN_POOLS = frozenset(map(int, Codec))
+_CODECS = _IN_POOLS - {int(Codec.SPACED)}
+_BORROWED, _POOLED = 5, 6  # where a leaf's codec stands
+_APART = 7  # where a pool's codec stands: its leaves are coded one by one
 
 
 class Place(NamedTuple):
@@ -69,6 +75,13 @@ class Place(NamedTuple):
     leaf: int
 
 
+class Stretch(NamedTuple):
+    """Where a leaf stands in a pool: the pool, and how many values are before it there."""
+
+    pool: int
+    start: int
+
+
 @dataclass(frozen=True, slots=True)
 class LeafInfo:
     """How one leaf is stored."""
@@ -76,9 +89,25 @@ class LeafInfo:
     path: str  # in the expression
     dtype: str
     shape: tuple[int, ...]
-    codec: Codec  # of the lender, if borrowed
-    nbytes: int  # of its stream in its tensor's payload; 0 if borrowed
+    codec: Codec | None  # of the lender, if borrowed; None in a pool
+    nbytes: int  # of its stream in its tensor's payload, or its share of a pool's by values; 0 if borrowed
     lender: Place | None = None  # whose stream this leaf borrows
+    pooled: Stretch | None = None
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of its own stream."""
+        return 0 if self.pooled is not None else self.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Leaves of one dtype, of several tensors, in one stream."""
+
+    dtype: str
+    sizes: tuple[int, ...]  # values of each leaf, in header order
+    codec: Codec | None  # of all values one after another; None: each leaf has a codec and a stream of its own
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +129,15 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its streams and their checksum in the file; 0 if tied."""
-        return sum(leaf.nbytes for leaf in self.leaves) + (CRC_NBYTES if self.tied_to is None else 0)
+        """Bytes in the file: streams, their checksum, shares of pools; 0 if tied."""
+        return self.stored_nbytes + sum(leaf.nbytes for leaf in self.leaves if leaf.pooled is not None)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of its streams and their checksum in the payload; a tensor of nothing but pooled leaves has none."""
+        sealed = not self.leaves or any(leaf.pooled is None for leaf in self.leaves)
+        checksum = CRC_NBYTES if self.tied_to is None and sealed else 0
+        return sum(leaf.stored_nbytes for leaf in self.leaves) + checksum
 
     @property
     def dense_nbytes(self) -> int:
@@ -162,6 +198,16 @@ def encode_borrowed(dtype: str, dims: tuple[int, ...], lender: Place) -> bytes:
     return bytes([_DTYPES.index(dtype) | _BORROWED << 4]) + _dims(dims) + b"".join(map(put_varint, lender))
 
 
+def encode_pooled(dtype: str, dims: tuple[int, ...], pool: int) -> bytes:
+    """The entry of a leaf whose values are the next of that pool."""
+    return bytes([_DTYPES.index(dtype) | _POOLED << 4]) + _dims(dims) + put_varint(pool)
+
+
+def encode_pool(codec: Codec | None, nbytes: int) -> bytes:
+    """The entry of a pool; codec None: of leaves that are coded one by one."""
+    return bytes([_APART if codec is None else codec]) + put_varint(nbytes)
+
+
 def encode_start(dtype: str, dims: tuple[int, ...]) -> bytes:
     """What stands before a tensor's tree: dtype and rank in one byte, then the dimensions."""
     if len(dims) > MAX_RANK:
@@ -174,7 +220,13 @@ def encode_tied(target: int) -> bytes:
     return bytes([_TIED]) + put_varint(target)
 
 
-def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[str, str], version: int) -> bytes:
+def encode_header(
+    names: Sequence[str],
+    trees: Sequence[bytes],
+    metadata: dict[str, str],
+    version: int,
+    pools: Sequence[bytes] = (),
+) -> bytes:
     """Magic, version, length, CRC and deflated header. `trees[i]` is start and tree of tensor `names[i]`."""
     extra = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode() if metadata else b""
     if len(extra) > MAX_METADATA:
@@ -186,7 +238,8 @@ def encode_header(names: Sequence[str], trees: Sequence[bytes], metadata: dict[s
         listed = b"".join(name.encode() + b"\0" for name in names)
     except UnicodeEncodeError as error:
         raise FormatError(f"a tensor name is not Unicode text: {error}") from None
-    plain = put_varint(len(names)) + listed + b"".join(trees) + extra
+    listed_pools = put_varint(len(pools)) + b"".join(pools) if version >= POOLING else b""
+    plain = put_varint(len(names)) + listed + b"".join(trees) + listed_pools + extra
     if len(plain) > MAX_HEADER:
         raise FormatError(f"the header takes {len(plain)} bytes; the format holds at most {MAX_HEADER}")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
@@ -206,14 +259,22 @@ def header_nbytes(prefix: bytes, where: str) -> int:
     version, length = _FIXED.unpack_from(prefix, len(MAGIC))
     if version not in VERSIONS:
         raise FormatError(f"{where}: format version {version}; this Codeword reads versions "
-                          f"{' and '.join(map(str, VERSIONS))} (upgrade, or the file is corrupted)")  # fmt: skip
+                          f"{', '.join(map(str, VERSIONS))} (upgrade, or the file is corrupted)")  # fmt: skip
     if length > MAX_HEADER:
         raise FormatError(f"{where}: a header of {length} bytes; at most {MAX_HEADER} are allowed")
     return length
 
 
-def decode_header(prefix: bytes, deflated: bytes, where: str) -> tuple[tuple[Entry, ...], dict[str, str]]:
-    """Entries and metadata of a header. Raises FormatError naming the file and the tensor's path."""
+class Header(NamedTuple):
+    """What a header says."""
+
+    entries: tuple[Entry, ...]
+    pools: tuple[Pool, ...]
+    metadata: dict[str, str]
+
+
+def decode_header(prefix: bytes, deflated: bytes, where: str) -> Header:
+    """Reads a header. Raises FormatError naming the file and the tensor's path."""
     fixed = prefix[len(MAGIC) : len(MAGIC) + _FIXED.size]
     (crc,) = struct.unpack("<I", prefix[-4:])
     if zlib.crc32(fixed + deflated) != crc:
@@ -228,7 +289,7 @@ def decode_header(prefix: bytes, deflated: bytes, where: str) -> tuple[tuple[Ent
     return _parse(Reader(plain, where), fixed[0])
 
 
-def _parse(reader: Reader, version: int) -> tuple[tuple[Entry, ...], dict[str, str]]:
+def _parse(reader: Reader, version: int) -> Header:
     where = reader.where
     count = reader.varint()
     if count > reader.left:  # a name takes two bytes at least: no list is made longer than the header itself
@@ -237,11 +298,56 @@ def _parse(reader: Reader, version: int) -> tuple[tuple[Entry, ...], dict[str, s
     if len(set(names)) != count:
         raise FormatError(f"{where}: a tensor name stands twice")
     entries: list[Entry] = []
+    filled: list[_Filling] = []
     for name in names:
         reader.where = f"{where}: tensor {name!r}"
-        entries.append(_entry(name, reader, version, entries))
+        entries.append(_entry(name, reader, version, entries, filled))
+    pools: tuple[Pool, ...] = ()
+    if version >= POOLING:
+        reader.where = f"{where}: pools"
+        pools = _pools(reader, filled)
+        entries = [_with_shares(entry, pools) for entry in entries]
     reader.where = f"{where}: metadata"
-    return tuple(entries), _metadata(reader)
+    return Header(tuple(entries), pools, _metadata(reader))
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A pool while its leaves are read."""
+
+    dtype: str
+    sizes: list[int] = field(default_factory=list)
+    count: int = 0  # values
+
+
+def _pools(reader: Reader, filled: Sequence[_Filling]) -> tuple[Pool, ...]:
+    count = reader.varint()
+    if count != len(filled):
+        raise FormatError(f"{reader.where}: {count} of them, but tensors have leaves in {len(filled)}")
+    pools = []
+    for filling in filled:
+        codec = reader.byte()
+        if codec != _APART and codec not in _IN_POOLS:
+            raise FormatError(f"{reader.where}: codec {codec} is unknown")
+        known = None if codec == _APART else Codec(codec)
+        pools.append(Pool(filling.dtype, tuple(filling.sizes), known, reader.varint()))
+    return tuple(pools)
+
+
+def _with_shares(entry: Entry, pools: Sequence[Pool]) -> Entry:
+    """The entry with what its pooled leaves take of their pools: by values, and so that all shares make up a pool."""
+
+    def shared(leaf: LeafInfo) -> LeafInfo:
+        if leaf.pooled is None:
+            return leaf
+        pool, start = pools[leaf.pooled.pool], leaf.pooled.start
+        total = max(sum(pool.sizes), 1)
+        end = start + math.prod(leaf.shape)
+        return replace(leaf, nbytes=pool.nbytes * end // total - pool.nbytes * start // total)
+
+    if all(leaf.pooled is None for leaf in entry.leaves):
+        return entry
+    return replace(entry, leaves=tuple(map(shared, entry.leaves)))
 
 
 def _name(reader: Reader) -> str:
@@ -270,7 +376,7 @@ def _metadata(reader: Reader) -> dict[str, str]:
     return found
 
 
-def _entry(name: str, reader: Reader, version: int, before: list[Entry]) -> Entry:
+def _entry(name: str, reader: Reader, version: int, before: list[Entry], filled: list[_Filling]) -> Entry:
     tag = reader.byte()
     dtype, dims = _dtype(tag & 15, reader), _read_dims(reader, tag >> 4)
     if reader.data[reader.at : reader.at + 1] == bytes([_TIED]):
@@ -285,7 +391,7 @@ def _entry(name: str, reader: Reader, version: int, before: list[Entry]) -> Entr
         if dtype != before[index].dtype:
             raise FormatError(f"{reader.where}: {dtype} tied to {before[index].name!r} of {before[index].dtype}")
         return Entry(name, dtype, dims, None, (), before[index].name)
-    tree = _Tree(reader, version, before)
+    tree = _Tree(reader, version, before, filled)
     try:
         skeleton = tree.node(0)
     except ExprError as error:
@@ -301,8 +407,9 @@ def _entry(name: str, reader: Reader, version: int, before: list[Entry]) -> Entr
 class _Tree:
     """Reads the nodes of one tensor; leaves become zero-stride arrays, which have a shape and a dtype but no memory."""
 
-    def __init__(self, reader: Reader, version: int, before: Sequence[Entry]) -> None:
+    def __init__(self, reader: Reader, version: int, before: Sequence[Entry], filled: list[_Filling]) -> None:
         self.infos: list[LeafInfo] = []  # paths are not known while reading
+        self._filled = filled
         self._reader = reader
         self._version = version
         self._before = before
@@ -353,20 +460,42 @@ class _Tree:
         tag = reader.byte()
         dtype, codec = _dtype(tag & 15, reader), tag >> 4
         borrowed = codec == _BORROWED and self._version >= BORROWING
-        if not borrowed and codec not in _CODECS:
+        pooled = codec == _POOLED and self._version >= POOLING
+        if not borrowed and not pooled and codec not in _CODECS:
             raise FormatError(f"{reader.where}: codec {codec} is unknown to version {self._version}")
         dims = _read_dims(reader, reader.varint())
         if borrowed:
             lender = Place(reader.varint(), reader.varint())
             self.infos.append(LeafInfo("", dtype, dims, self._lent(lender, dtype, dims), 0, lender))
+        elif pooled:
+            self.infos.append(LeafInfo("", dtype, dims, None, 0, pooled=self._pooled(reader.varint(), dtype, dims)))
         else:
             self.infos.append(LeafInfo("", dtype, dims, Codec(codec), reader.varint()))
         if len(self.infos) > MAX_LEAVES:
             raise FormatError(f"{reader.where}: more than {MAX_LEAVES} leaves")
         return np.broadcast_to(np.zeros((), DTYPES[dtype]), dims)
 
-    def _lent(self, lender: Place, dtype: str, dims: tuple[int, ...]) -> Codec:
-        """The codec of the stream that a leaf of this dtype and shape borrows."""
+    def _pooled(self, index: int, dtype: str, dims: tuple[int, ...]) -> Stretch:
+        """The next place in a pool for a leaf of this dtype and shape."""
+        where, size = f"{self._reader.where}: pool {index}", math.prod(dims)
+        if index > len(self._filled) or index >= MAX_POOLS:
+            raise FormatError(f"{where} comes before pool {len(self._filled)}, or is beyond the {MAX_POOLS} allowed")
+        if index == len(self._filled):
+            self._filled.append(_Filling(dtype))
+        filling = self._filled[index]
+        if filling.dtype != dtype:
+            raise FormatError(f"{where} holds {filling.dtype}, not {dtype}")
+        start = filling.count
+        if size > MAX_POOLED or start + size > MAX_POOL:
+            raise FormatError(
+                f"{where}: {size} values after {start}; a leaf may have {MAX_POOLED} there, all together {MAX_POOL}"
+            )
+        filling.sizes.append(size)
+        filling.count += size
+        return Stretch(index, start)
+
+    def _lent(self, lender: Place, dtype: str, dims: tuple[int, ...]) -> Codec | None:
+        """The codec of the stream that a leaf of this dtype and shape borrows; None of a pooled leaf."""
         where = f"{self._reader.where}: borrows leaf {lender.leaf} of tensor {lender.tensor}"
         if lender.tensor >= len(self._before) or self._before[lender.tensor].tied_to is not None:
             raise FormatError(f"{where}, which does not come before it or is tied")

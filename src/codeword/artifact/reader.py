@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -9,20 +10,22 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, Place, decode_header, header_nbytes
+from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, LeafInfo, Place, decode_header, header_nbytes
+from codeword.artifact.pools import decode_pool
 from codeword.atomic import replacing
 from codeword.coding import decode_leaf
 from codeword.errors import FormatError
 from codeword.expr import DTYPES, Expr, Reshape, decode, nbytes, shape, with_leaves
 
 DEFAULT_MAX_TENSOR_NBYTES = 1 << 34
-_LENT_NBYTES = 1 << 24  # of decoded leaves kept for those that borrow them
+_KEPT_NBYTES = 1 << 24  # of decoded leaves and pools kept for those that borrow them or are to come
+_CHUNK = 1 << 20
 
 
 class Artifact(Mapping[str, Expr]):
@@ -50,19 +53,24 @@ class Artifact(Mapping[str, Expr]):
         self._lock = threading.Lock()  # seek and read are two steps
         # An artifact is used like a mapping, and who drops a mapping closes nothing.
         self._close = weakref.finalize(self, file.close)
-        entries, self.metadata = decode_header(header[:PREFIX_NBYTES], header[PREFIX_NBYTES:], where)
+        entries, self.pools, self.metadata = decode_header(header[:PREFIX_NBYTES], header[PREFIX_NBYTES:], where)
         self.entries: dict[str, Entry] = {entry.name: entry for entry in entries}
         self._offsets: dict[str, int] = {}
         offset = 0
         for entry in entries:
             self._offsets[entry.name] = offset
-            offset += entry.nbytes
+            offset += entry.stored_nbytes
+        self._pools_at = list(accumulate((pool.nbytes for pool in self.pools), initial=offset))
+        if self.pools:
+            offset = self._pools_at[-1] + CRC_NBYTES
         self._order = entries
         self._index = {entry.name: index for index, entry in enumerate(entries)}
         self._lent: dict[Place, np.ndarray | None] = {  # leaves that others borrow; None until decoded, or if too large
             leaf.lender: None for entry in entries for leaf in entry.leaves if leaf.lender is not None
         }
-        self._lent_room = _LENT_NBYTES
+        self._room = _KEPT_NBYTES
+        self._pooled: dict[int, np.ndarray] = {}  # pools that are decoded
+        self._pools_checked = False
         if offset != payload_nbytes:
             word = "truncated" if offset > payload_nbytes else "too long"
             raise FormatError(f"{where}: {word}: the header declares {offset} bytes of tensors, has {payload_nbytes}")
@@ -143,7 +151,7 @@ class Artifact(Mapping[str, Expr]):
         with replacing(path) as out, self._lock:
             out.write(self._header)
             self._file.seek(self._payload_at)
-            shutil.copyfileobj(self._file, out, 1 << 20)
+            shutil.copyfileobj(self._file, out, _CHUNK)
 
     def close(self) -> None:
         """Close the file; expressions already read stay valid."""
@@ -171,39 +179,86 @@ class Artifact(Mapping[str, Expr]):
         return with_leaves(entry.skeleton, self._leaves(entry, where))
 
     def _streams(self, entry: Entry) -> Iterator[bytes]:
-        """The stream of each leaf, empty for borrowed ones, after a check of all together."""
-        where = f"{self._where}: tensor {entry.name!r}"
-        with self._lock:
-            self._file.seek(self._payload_at + self._offsets[entry.name])
-            stream = self._file.read(entry.nbytes)
-        if len(stream) != entry.nbytes:
-            raise FormatError(f"{where}: truncated: {len(stream)} of {entry.nbytes} bytes")
-        (checksum,) = struct.unpack("<I", stream[-CRC_NBYTES:])
-        if zlib.crc32(memoryview(stream)[:-CRC_NBYTES]) != checksum:
-            raise FormatError(f"{where}: the checksum does not match: the file is corrupted; get it again")
+        """The stream of each leaf, empty for borrowed and pooled ones, after a check of all together."""
+        where, stored = f"{self._where}: tensor {entry.name!r}", entry.stored_nbytes
+        stream = self._bytes(self._offsets[entry.name], stored, where)
+        if stored:
+            (checksum,) = struct.unpack("<I", stream[-CRC_NBYTES:])
+            _check(zlib.crc32(memoryview(stream)[:-CRC_NBYTES]), checksum, where)
         at = 0
         for leaf in entry.leaves:
-            yield stream[at : at + leaf.nbytes]
-            at += leaf.nbytes
+            yield stream[at : at + leaf.stored_nbytes]
+            at += leaf.stored_nbytes
+
+    def _bytes(self, offset: int, count: int, where: str) -> bytes:
+        """Part of the payload."""
+        with self._lock:
+            self._file.seek(self._payload_at + offset)
+            found = self._file.read(count)
+        if len(found) != count:
+            raise FormatError(f"{where}: truncated: {len(found)} of {count} bytes")
+        return found
 
     def _leaves(self, entry: Entry, where: str) -> Iterator[np.ndarray]:
         index = self._index[entry.name]
         for at, (leaf, stream) in enumerate(zip(entry.leaves, self._streams(entry), strict=True)):
-            place = Place(index, at) if leaf.lender is None else leaf.lender
+            place, stored = Place(index, at) if leaf.lender is None else leaf.lender, leaf
             array = self._lent.get(place)
             if array is None:
                 if leaf.lender is not None:
                     lender = self._order[place.tensor]
-                    stream = next(islice(self._streams(lender), place.leaf, None))
-                array = decode_leaf(leaf.codec, stream, DTYPES[leaf.dtype], leaf.shape, f"{where}, {leaf.path}")
+                    stored = lender.leaves[place.leaf]
+                    if stored.pooled is None:
+                        stream = next(islice(self._streams(lender), place.leaf, None))
+                array = self._array(stored, stream, f"{where}, {leaf.path}")
                 if place in self._lent:
                     self._keep(place, array)
             yield array
 
+    def _array(self, leaf: LeafInfo, stream: bytes, where: str) -> np.ndarray:
+        """A leaf that stands in a pool, or in the stream."""
+        if leaf.pooled is None and leaf.codec is not None:
+            return decode_leaf(leaf.codec, stream, DTYPES[leaf.dtype], leaf.shape, where)
+        if leaf.pooled is None:
+            raise FormatError(f"{where}: neither coded nor pooled")  # pragma: no cover - layout makes no such leaf
+        start = leaf.pooled.start
+        return self._pool(leaf.pooled.pool)[start : start + math.prod(leaf.shape)].reshape(leaf.shape)
+
+    def _pool(self, index: int) -> np.ndarray:
+        """All values of a pool, read-only."""
+        found = self._pooled.get(index)
+        if found is None:
+            pool, where = self.pools[index], f"{self._where}: pool {index}"
+            self._check_pools()
+            found = decode_pool(pool, self._bytes(self._pools_at[index], pool.nbytes, where), where)
+            found.flags.writeable = False  # it is to be in several expressions
+            with self._lock:
+                if found.nbytes <= self._room:
+                    self._room -= found.nbytes
+                    self._pooled[index] = found
+        return found
+
+    def _check_pools(self) -> None:
+        """Compare the checksum of all pools, once."""
+        if self._pools_checked:
+            return
+        where, checksum = f"{self._where}: pools", 0
+        first, last = self._pools_at[0], self._pools_at[-1]
+        for at in range(first, last, _CHUNK):
+            checksum = zlib.crc32(self._bytes(at, min(_CHUNK, last - at), where), checksum)
+        (expected,) = struct.unpack("<I", self._bytes(last, CRC_NBYTES, where))
+        _check(checksum, expected, where)
+        self._pools_checked = True
+
     def _keep(self, place: Place, array: np.ndarray) -> None:
         """Keep a lent leaf, so that the lender is not read again for each that borrows from it."""
         with self._lock:
-            if self._lent[place] is None and array.nbytes <= self._lent_room:
-                self._lent_room -= array.nbytes
+            if self._lent[place] is None and array.nbytes <= self._room:
+                self._room -= array.nbytes
                 array.flags.writeable = False  # it is to be in several expressions
                 self._lent[place] = array
+
+
+def _check(found: int, expected: int, where: str) -> None:
+    if found != expected:
+        raise FormatError(f"{where}: the checksum does not match: the file is corrupted; get it again")

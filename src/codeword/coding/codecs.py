@@ -10,6 +10,7 @@ zero to the middle, floats rotate their sign into the lowest bit, so that the to
 | 2  | rans   | base, alphabet, lanes and limit; states; words (kernels/rans.py) |
 | 3  | planes | for each byte of the key, highest first: codec, length, payload |
 | 4  | rising | strictly increasing keys: the first, then codec and payload of the gaps less one |
+| 8  | spaced | base, shift; codec and payload of (key - base) >> shift, whose lost bits are 0; in pools only |
 
 docs/design/format.md is normative; this module is the reference implementation.
 """
@@ -38,21 +39,34 @@ class Codec(enum.IntEnum):
     RANS = 2
     PLANES = 3
     RISING = 4
+    SPACED = 8  # 5 to 7 stand where a codec stands and are none (artifact/layout.py)
 
 
 # Where the model forgets: never, slowly, fast. The index stands in the file; the encoder takes the cheapest.
 LIMITS = (1 << 62, 1 << 16, 1 << 13)
 _BYTES_A_LANE = 400  # coded bytes that pay for one more lane: four bytes of state stay below 1 %
 _Coded: TypeAlias = tuple[Codec, bytes]
+_IN_SPACED = (Codec.PACKED, Codec.RANS)
 _KEYS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
-def encode_leaf(values: np.ndarray) -> _Coded:
-    """Shortest coding of an array of any shape (C order) and any dtype of the format. Pure: same array, same bytes."""
-    return _encode_keys(_to_keys(values), raw=lambda: _raw_bytes(values))
+def encode_leaf(values: np.ndarray, *, spaced: bool = False) -> _Coded:
+    """Shortest coding of an array of any shape (C order) and any dtype of the format. Pure: same array, same bytes.
+
+    spaced: that codec may be used too.
+    """
+    return _encode_keys(_to_keys(values), raw=lambda: _raw_bytes(values), spaced=spaced)
 
 
-def decode_leaf(codec: Codec, data: bytes, dtype: np.dtype, shape: tuple[int, ...], where: str = "leaf") -> np.ndarray:
+def decode_leaf(
+    codec: Codec,
+    data: bytes,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    where: str = "leaf",
+    *,
+    spaced: bool = False,
+) -> np.ndarray:
     """Inverse of `encode_leaf`. Raises FormatError, naming `where`, if data is not exactly one coding of such an array.
 
     Allocates the array that shape and dtype declare; a caller that does not trust them caps them first.
@@ -67,7 +81,7 @@ def decode_leaf(codec: Codec, data: bytes, dtype: np.dtype, shape: tuple[int, ..
         if dtype == np.bool_ and data.strip(b"\0\1"):
             raise FormatError(f"{where}: a bool that is neither 0 nor 1")
         return values.reshape(shape)
-    keys = _decode_keys(codec, Reader(data, where), _KEYS[dtype.itemsize], count)
+    keys = _decode_keys(codec, Reader(data, where), _KEYS[dtype.itemsize], count, spaced=spaced)
     return _from_keys(keys, dtype, where).reshape(shape)
 
 
@@ -98,7 +112,9 @@ def _from_keys(keys: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
     return keys.view(dtype)
 
 
-def _encode_keys(keys: np.ndarray, raw: Callable[[], bytes] | None = None, *, rising: bool = True) -> _Coded:
+def _encode_keys(
+    keys: np.ndarray, raw: Callable[[], bytes] | None = None, *, rising: bool = True, spaced: bool = False
+) -> _Coded:
     """The shortest coding of keys (n,); `raw` makes the bytes of the raw codec if they are not the keys' own."""
     if not keys.size:
         return Codec.RAW, b""
@@ -111,16 +127,28 @@ def _encode_keys(keys: np.ndarray, raw: Callable[[], bytes] | None = None, *, ri
     if 0 < high - low < MAX_ALPHABET:
         candidates += _encode_rans(keys, low, high - low + 1, size)
     if width and keys.itemsize > 1:
-        candidates.append((Codec.PLANES, b"".join(_encode_plane(plane) for plane in _planes(keys))))
+        planes = (_encode_plane(plane, spaced=spaced) for plane in _planes(keys))
+        candidates.append((Codec.PLANES, b"".join(planes)))
     if rising and keys.size > 1 and np.all(keys[1:] > keys[:-1]):
         codec, gaps = _encode_keys(np.diff(keys) - keys.dtype.type(1), rising=False)
         candidates.append((Codec.RISING, put_varint(low) + bytes([codec]) + gaps))
+    shift = _low_zeros(keys - keys.dtype.type(low)) if spaced and width else 0
+    if shift:
+        codec, rest = _encode_keys((keys - keys.dtype.type(low)) >> keys.dtype.type(shift), rising=False)
+        if codec in _IN_SPACED:
+            candidates.append((Codec.SPACED, put_varint(low) + bytes([shift, codec]) + rest))
     best = min(candidates, key=lambda coded: len(coded[1]), default=None)
     if best is not None and len(best[1]) < size:
         return best
     if packed_size < keys.nbytes:
         return Codec.PACKED, head + pack_bits(keys - keys.dtype.type(low), width)
     return Codec.RAW, raw() if raw is not None else _raw_bytes(keys)
+
+
+def _low_zeros(keys: np.ndarray) -> int:
+    """Low bits that are 0 in all of them, at least one of which is not 0."""
+    together = int(np.bitwise_or.reduce(keys))
+    return (together & -together).bit_length() - 1
 
 
 def _encode_rans(keys: np.ndarray, low: int, alphabet: int, bound: int) -> list[_Coded]:
@@ -142,12 +170,14 @@ def _planes(keys: np.ndarray) -> list[np.ndarray]:
     return [(keys >> keys.dtype.type(8 * byte)).astype(np.uint8) for byte in reversed(range(keys.itemsize))]
 
 
-def _encode_plane(plane: np.ndarray) -> bytes:
-    codec, data = _encode_keys(plane, rising=False)
+def _encode_plane(plane: np.ndarray, *, spaced: bool) -> bytes:
+    codec, data = _encode_keys(plane, rising=False, spaced=spaced)
     return bytes([codec]) + put_varint(len(data)) + data
 
 
-def _decode_keys(codec: Codec, reader: Reader, dtype: np.dtype, count: int, *, depth: int = 0) -> np.ndarray:
+def _decode_keys(
+    codec: Codec, reader: Reader, dtype: np.dtype, count: int, *, depth: int = 0, spaced: bool = False
+) -> np.ndarray:
     match codec:
         case Codec.RAW:
             data = reader.take(count * dtype.itemsize)
@@ -159,20 +189,24 @@ def _decode_keys(codec: Codec, reader: Reader, dtype: np.dtype, count: int, *, d
         case Codec.PLANES if depth < 2 and dtype.itemsize > 1:
             keys = np.zeros(count, dtype)
             for _ in range(dtype.itemsize):
-                inner = _codec(reader)
+                inner = read_codec(reader)
                 part = Reader(reader.take(reader.varint()), reader.where)
-                keys = keys << dtype.type(8) | _decode_keys(inner, part, _KEYS[1], count, depth=2).astype(dtype)
+                plane = _decode_keys(inner, part, _KEYS[1], count, depth=2, spaced=spaced)
+                keys = keys << dtype.type(8) | plane.astype(dtype)
         case Codec.RISING if depth < 1 and count:
-            first, inner = reader.varint(), _codec(reader)
+            first, inner = reader.varint(), read_codec(reader)
             gaps = _decode_keys(inner, reader, dtype, count - 1, depth=1)
             keys = _sum_gaps(first, gaps, reader.where)
+        case Codec.SPACED if spaced:
+            keys = _decode_spaced(reader, dtype, count)
         case _:
             raise FormatError(f"{reader.where}: codec {codec.name.lower()} does not fit here")
     reader.finish()
     return keys
 
 
-def _codec(reader: Reader) -> Codec:
+def read_codec(reader: Reader) -> Codec:
+    """The codec that stands next. Raises FormatError for one that is unknown."""
     value = reader.byte()
     try:
         return Codec(value)
@@ -218,6 +252,17 @@ def _decode_rans(reader: Reader, dtype: np.dtype, count: int) -> np.ndarray:
     except FormatError as error:
         raise FormatError(f"{reader.where}: {error}") from None
     return symbols.astype(dtype, copy=False) + dtype.type(base)
+
+
+def _decode_spaced(reader: Reader, dtype: np.dtype, count: int) -> np.ndarray:
+    base, shift = _base(reader, dtype, 0), reader.byte()
+    inner, bits = read_codec(reader), 8 * dtype.itemsize
+    if not 0 < shift < bits or inner not in _IN_SPACED:
+        raise FormatError(f"{reader.where}: spaced by {shift} bits of {bits} over codec {inner.name.lower()}")
+    steps = _decode_keys(inner, reader, dtype, count, depth=2)
+    if count and base + (int(steps.max()) << shift) >= 1 << bits:
+        raise FormatError(f"{reader.where}: base {base} and {int(steps.max())} << {shift} pass {bits} bits")
+    return (steps << dtype.type(shift)) + dtype.type(base)
 
 
 def _sum_gaps(first: int, gaps: np.ndarray, where: str) -> np.ndarray:
