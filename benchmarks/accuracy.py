@@ -9,8 +9,7 @@ the uncompressed net's (nats an image) and `agreement` the percent of images wit
 top-1, where an image is 0.01, leaves to chance. Ours are .cw files, as large as they are on disk. Writes
 benchmarks/accuracy.json, each part of it anew; scores are kept by digest of the weights in --cache.
 
-Peers, and how kindly they are counted: no header, no names; tables, scales, norms and biases in float16; codes either
-bit-packed or a byte each, float16 either as it is or in byte planes, whichever the packing makes shorter.
+Peers are made and counted by codeword.peers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import hashlib
 import itertools
 import json
 import logging
-import lzma
 import math
 import os
 import platform
@@ -29,7 +27,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -52,13 +49,15 @@ from codeword.methods import (
     RateAware,
     RowScaled,
 )
+from codeword.peers import CODERS as PACKINGS
+from codeword.peers import DEFAULT_LEAST as LEAST
+from codeword.peers import Packed, Subject, by_rows, nf4, palettized, sizes, uniform
 from codeword.sources import open_source
 from main_job import Weights, table, weights_of
 
 JSON = Path(__file__).with_suffix(".json")
 NETS: dict[str, Callable[[], torch.nn.Module]] = {"resnet20": zoo.resnet20, "resnet56": zoo.resnet56}
 BATCH = 100  # faster than 500 on one core by a third
-LEAST = 2048  # coremltools' default weight_threshold: smaller tensors are not compressed
 # What is run: (least weights of a tensor, scale of least error, bits); (least, channels a table, scales, dim, bits).
 UNIFORM = {
     "resnet20": [(0, False, (3, 4, 5, 6, 7, 8)), (LEAST, True, (2, 3, 4, 5, 6, 8)), (0, True, (3, 4, 5))],
@@ -146,14 +145,6 @@ class Net:
 # Peers
 
 
-class Packed(NamedTuple):
-    """A compressed net: its weights as they decode, and what is stored."""
-
-    weights: Weights
-    codes: list[tuple[np.ndarray, int]]  # uint8 values and the bits each needs
-    side: list[np.ndarray]  # float16
-
-
 def zstd(data: bytes) -> bytes:
     import zstandard
 
@@ -161,135 +152,31 @@ def zstd(data: bytes) -> bytes:
 
 
 CODERS: dict[str, Callable[[bytes], bytes]] = {
-    "plain": lambda data: data,
+    "plain": PACKINGS["packed"],
     "zip": lambda data: zlib.compress(data, 9),
-    "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+    "xz": PACKINGS["xz"],
     "zstd": zstd,
 }
-
-
-def sizes(packed: Packed) -> dict[str, int]:
-    """Bytes under each coder, of the layout that is best for it."""
-    dense = b"".join(bit_packed(codes, bits) for codes, bits in packed.codes)
-    loose = b"".join(codes.tobytes() for codes, _ in packed.codes)
-    side = b"".join(values.tobytes() for values in packed.side)
-    planes = np.frombuffer(side, np.uint8).reshape(-1, 2).T.tobytes()
-    return {
-        name: min(len(coder(dense)), len(coder(loose))) + min(len(coder(side)), len(coder(planes)), len(side))
-        for name, coder in CODERS.items()
-    }
-
-
-def bit_packed(codes: np.ndarray, bits: int) -> bytes:
-    return np.packbits(np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 8 - bits :]).tobytes()
-
-
-def half(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float16)
-
-
-def packed(weights: Weights, least: int, code: Callable[[np.ndarray], Packed]) -> Packed:
-    """Every matrix of at least so many values by its rows under `code`, the rest in float16."""
-    out = Packed({}, [], [])
-    for name, value in weights.items():
-        if value.ndim < 2 or value.size < least:
-            out.side.append(half(value))
-            out.weights[name] = half(value).astype(np.float32)
-            continue
-        part = code(value.reshape(len(value), -1))
-        out.codes.extend(part.codes)
-        out.side.extend(part.side)
-        out.weights[name] = part.weights[""].reshape(value.shape)
-    return out
-
-
-def uniform(rows: np.ndarray, bits: int, clip: bool) -> Packed:
-    """Symmetric rounding, a float16 scale for each row: of its largest weight or, with clip, of least squared error."""
-    top = 2 ** (bits - 1) - 1
-    best, least = None, np.full((len(rows), 1), np.inf)
-    for share in np.linspace(0.3, 1, 71) if clip else (1.0,):
-        scale = half(np.maximum(share * np.abs(rows).max(1, keepdims=True) / top, 2.0**-24)).astype(np.float32)
-        error = np.square(np.clip(np.rint(rows / scale), -top, top) * scale - rows).sum(1, keepdims=True)
-        best = scale if best is None else np.where(error < least, scale, best)
-        least = np.minimum(error, least)
-    codes = np.clip(np.rint(rows / best), -top, top)
-    return Packed({"": (codes * best).astype(np.float32)}, [((codes + top).astype(np.uint8), bits)], [half(best)])
-
-
-def nf4(rows: np.ndarray, block: int = 64) -> Packed:
-    """NormalFloat4 of QLoRA (Dettmers et al. 2023): 16 quantiles of a normal, a float16 maximum for each block."""
-    quantile, end = NormalDist().inv_cdf, 0.9677083
-    up = [quantile(p) for p in np.linspace(end, 0.5, 9)[:-1]]
-    down = [-quantile(p) for p in np.linspace(end, 0.5, 8)[:-1]]
-    levels = np.array(sorted([*down, 0.0, *up]), np.float32) / np.float32(max(up))
-    flat = rows.reshape(-1)
-    blocks = np.pad(flat, (0, -flat.size % block)).reshape(-1, block)
-    scale = half(np.abs(blocks).max(1, keepdims=True))
-    scaled = blocks / np.maximum(scale.astype(np.float32), 2.0**-24)
-    codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, scaled).astype(np.uint8)
-    dense = (levels[codes] * scale.astype(np.float32)).reshape(-1)[: flat.size]
-    return Packed({"": dense}, [(codes.reshape(-1)[: flat.size], 4)], [scale])
-
-
-def palettized(net: Net, bits: int, group: int | None, scale: bool, least: int, dim: int) -> Packed:
-    """coremltools' PostTrainingPalettizer, its tables and scales rounded to float16 as a Core ML file holds them."""
-    from coremltools.optimize.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
-
-    config: dict = {
-        "n_bits": bits,
-        "granularity": "per_tensor" if group is None else "per_grouped_channel",
-        "group_size": group,
-        "enable_per_channel_scale": scale,
-        "cluster_dim": None if dim == 1 else dim,
-    }
-    layers = [name.removesuffix(".weight") for name, value in net.weights.items() if value.ndim > 1]
-    chosen = {layer: config for layer in layers if net.weights[f"{layer}.weight"].size >= least}
-    torch.manual_seed(0)  # of vectors only
-    options = PostTrainingPalettizerConfig.from_dict({"module_name_configs": chosen})
-    state = PostTrainingPalettizer(net.model(net.weights), options).compress().state_dict()
-    out = Packed({}, [], [])
-    for name, value in net.weights.items():
-        layer = name.removesuffix(".weight")
-        table = state.get(f"{layer}._COREML_/weight/lut") if name.endswith(".weight") else None
-        if table is None:
-            out.side.append(half(value))
-            out.weights[name] = half(value).astype(np.float32)
-            continue
-        clustered = state[name].numpy().astype(np.float32)
-        key = f"{layer}._COREML_/weight/palettization_scale"
-        scales = half(state[key].numpy().reshape(-1, 1)) if scale else None
-        if scales is not None:
-            out.side.append(scales)
-            clustered = clustered.reshape(len(value), -1) / scales.astype(np.float32)
-        books = half(table.numpy().reshape(-1, 2**bits, dim))
-        vectors = clustered.reshape(len(books), -1, dim, value[0].size).swapaxes(2, 3)  # along output channels
-        codes, dense = np.empty(vectors.shape[:3], np.uint8), np.empty(vectors.shape, np.float32)
-        for i, book in enumerate(books.astype(np.float32)):
-            codes[i] = sum(np.square(vectors[i, :, :, d, None] - book[:, d]) for d in range(dim)).argmin(2)
-            dense[i] = book[codes[i]]
-        dense = dense.swapaxes(2, 3).reshape(len(value), -1)
-        out.codes.append((codes, bits))
-        out.side.append(books)
-        out.weights[name] = (dense if scales is None else dense * scales.astype(np.float32)).reshape(value.shape)
-    return out
 
 
 def peers_of(net: Net) -> Iterator[tuple[str, str, Packed]]:
     """(method, settings, what it made)."""
     weights = net.weights
-    yield "float16", "", packed(weights, 1 << 62, lambda rows: uniform(rows, 8, clip=False))
+    yield "float16", "", by_rows(weights, 1 << 62, lambda rows: uniform(rows, 8, clip=False))
     for least, clip, widths in UNIFORM[net.name]:
         for bits in widths:
             settings = f"int{bits} a channel, scale {'of least error' if clip else 'of the largest'}, {layers(least)}"
-            made = packed(weights, least, lambda rows, bits=bits, clip=clip: uniform(rows, bits, clip))
+            made = by_rows(weights, least, lambda rows, bits=bits, clip=clip: uniform(rows, bits, clip))
             yield "uniform", settings, made
-    yield "NF4", f"blocks of 64, {layers(LEAST)}", packed(weights, LEAST, nf4)
+    yield "NF4", f"blocks of 64, {layers(LEAST)}", by_rows(weights, LEAST, nf4)
     for least, group, scale, dim, widths in PALETTIZED[net.name]:
         for bits in widths:
             table = "a tensor" if group is None else f"{group} channels"
             extra = (", channel scales" if scale else "") + (f", vectors of {dim}" if dim > 1 else "")
             settings = f"{bits} bits, a table for {table}{extra}, {layers(least)}"
-            yield "coremltools", settings, palettized(net, bits, group, scale, least, dim)
+            subject = Subject(net.model(weights))
+            made = palettized(subject, bits, group=group, scale=scale, dim=dim, least=least)
+            yield "coremltools", settings, made
 
 
 def layers(least: int) -> str:
@@ -300,7 +187,7 @@ def peers(net: Net) -> list[dict]:
     rows = []
     for method, settings, made in peers_of(net):
         score = net.score(made.weights)
-        rows += [net.row(method, settings, nbytes, packing, score) for packing, nbytes in sizes(made).items()]
+        rows += [net.row(method, settings, nbytes, packing, score) for packing, nbytes in sizes(made, CODERS).items()]
         best = min(rows[-len(CODERS) :], key=lambda row: row["bytes"])
         print(f"{net.name} {method} {settings}: {best['bytes']} {best['packing']} {best['top1']:.2f}", flush=True)
     return rows

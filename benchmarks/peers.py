@@ -3,69 +3,43 @@
     pip install coremltools scikit-learn
     CODEWORD_DATA=DATA python benchmarks/peers.py --weights FOLDER
 
-The peer's bytes are counted kindly: the shorter of bit-packed codes and of codes under xz -9e, tables and all other
-tensors in fp16, no header. Ours is the file on disk, at most as large. Writes benchmarks/peers.json.
+The peer's bytes are the shorter of the two that codeword.peers counts. Ours is the file on disk, at most as large.
+Writes benchmarks/peers.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from coremltools.optimize.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
 
 import codeword
-from codeword import zoo
+from codeword import nn, zoo
 from codeword.data import load_data
 from codeword.evaluate import evaluate
+from codeword.peers import Subject, palettized, sizes
 
 JSON = Path(__file__).with_suffix(".json")
 
 
 def peer(path: Path, factory, bits: int, dataset) -> dict:
     model = factory()
-    model.load_state_dict(codeword.state_dict(codeword.compress(path, plan=keep_all())), strict=False)
-    config = PostTrainingPalettizerConfig.from_dict(
-        {
-            "global_config": {
-                "n_bits": bits,
-                "granularity": "per_tensor",
-            }
-        }
-    )
+    nn.load_into(model, codeword.compress(path, plan=codeword.Plan((codeword.Rule("*", codeword.Keep()),))))
     start = time.perf_counter()
-    palettized = PostTrainingPalettizer(model, config).compress()
+    made = palettized(Subject(model), bits, least=0)
     seconds = time.perf_counter() - start
-    codes, nbytes = [], 0
-    for name, value in palettized.state_dict().items():
-        array = value.detach().numpy()
-        if "_COREML_" in name or not np.issubdtype(array.dtype, np.floating):
-            continue  # its tables are counted with the tensor they belong to
-        table, index = np.unique(array, return_inverse=True)
-        if array.ndim > 1 and len(table) <= 2**bits:
-            codes.append(index.astype(np.uint8).tobytes())
-            nbytes += 2 * 2**bits
-        else:
-            nbytes += 2 * array.size
-    packed = sum((len(code) * bits + 7) // 8 for code in codes)
-    coded = len(lzma.compress(b"".join(codes), preset=9 | lzma.PRESET_EXTREME))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in made.weights.items()}, strict=False)
     return {
         "bits": bits,
-        "tensors": len(codes),
-        "bytes": nbytes + min(packed, coded),
-        "top1": evaluate(palettized.eval(), dataset).top1,
+        "tensors": len(made.codes),
+        "bytes": min(sizes(made).values()),
+        "top1": evaluate(model, dataset).top1,
         "seconds": seconds,
     }
-
-
-def keep_all() -> codeword.Plan:
-    return codeword.Plan((codeword.Rule("*", codeword.Keep()),))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ PUBLIC = [
     "Compressed",
     "DensityKMeans",
     "Finetune",
+    "Front",
     "KMeans",
     "Keep",
     "KernelTemplates",
@@ -46,6 +47,7 @@ PUBLIC = [
     "load",
     "state_dict",
     "swap",
+    "sweep",
     "verify",
 ]
 

@@ -19,8 +19,8 @@ LAYERS = [
     "methods artifact cluster",
     "plan target finetune sources safetensors_file calibrate refine allocate cache execute drop job nn data evaluate "
     "zoo",
-    "train runtime export report",
-    "api demo nets",
+    "train runtime export peers front report",
+    "api demo nets sweep",
     "cli console show __main__",
 ]
 LAYER_OF = {name: at for at, layer in enumerate(LAYERS) for name in layer.split()}

@@ -22,6 +22,7 @@ from codeword.api import (
 from codeword.artifact import Artifact
 from codeword.errors import CodewordError
 from codeword.finetune import Finetune
+from codeword.front import Front
 from codeword.methods import (
     Birch,
     DensityKMeans,
@@ -36,6 +37,7 @@ from codeword.methods import (
     RowScaled,
 )
 from codeword.plan import Plan, Rule
+from codeword.sweep import sweep
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "Compressed",
     "DensityKMeans",
     "Finetune",
+    "Front",
     "KMeans",
     "Keep",
     "KernelTemplates",
@@ -66,5 +69,6 @@ __all__ = [
     "load",
     "state_dict",
     "swap",
+    "sweep",
     "verify",
 ]

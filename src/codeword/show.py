@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from codeword import console
 from codeword.drop import Trial
 from codeword.finetune import History
+from codeword.front import Front, Row, margins
 from codeword.report import Report
+from codeword.report.front import COUNTED, larger_table, named, ours_table
 from codeword.report.words import by_reason, error_text, human_bytes, method_text, shape_text
 
 if TYPE_CHECKING:
@@ -144,3 +146,24 @@ def demonstrated(found: Demo) -> None:
     for note in (found.note, found.missed, *found.differences):
         if note is not None:
             console.warn(note)
+
+
+def point(found: Front, row: Row) -> str:
+    """A new point of a front in a line."""
+    return f"{found.ratio(row):6.2f}x {row.nbytes:>12,} bytes  top-1 {row.top1:6.2f} %  {named(row)}"
+
+
+def front(found: Front, files: Mapping[str, Any]) -> None:
+    """Our files beside the peers."""
+    beside = margins(found)
+    console.table(*ours_table(found, beside))
+    if found.peers:
+        console.say("\nPoints ahead of the next larger file of each peer (and how many times larger that is):\n")
+        console.table(*larger_table(found, beside))
+    console.say(
+        f"\n{found.n:,} examples of {found.data}; uncompressed {found.dense_nbytes:,} bytes, top-1 "
+        f"{found.dense_top1:.2f} %. {COUNTED}\n"
+    )
+    console.facts([(kind, str(path)) for kind, path in files.items()])
+    for name, why in found.missing.items():
+        console.warn(f"{name}: {why}")

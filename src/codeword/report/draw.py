@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ROWS = 26  # bars that stay readable; smaller tensors share the last one
 _BINS = 160
-_BEFORE, _AFTER, _CODEWORD, _INK, _FAINT = "#d5dce6", "#2b6cb0", "#c2410c", "#1f2933", "#8593a3"
+BEFORE, AFTER, CODEWORD, INK, FAINT = "#d5dce6", "#2b6cb0", "#c2410c", "#1f2933", "#8593a3"
 
 
 class Codewords(NamedTuple):
@@ -38,7 +38,7 @@ def draw(report: Report, artifact: Artifact, original: Source | None, *, title: 
 
     rows = _rows(report, artifact)
     # The user's matplotlibrc must not change a report: the same file gives the same picture.
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "axes.edgecolor": _FAINT}):
+    with rc_context({"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.edgecolor": FAINT}):
         figure = Figure(figsize=(13.5, max(4.8, 1.6 + 0.27 * len(rows))), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)  # type: ignore[union-attr]
@@ -75,8 +75,8 @@ def _rows(report: Report, artifact: Artifact) -> list[_Row]:
 def _draw_sizes(axes: Axes, rows: list[_Row]) -> None:
     places = np.arange(len(rows))
     before, after = np.array([row.before for row in rows]), np.array([row.after for row in rows])
-    axes.barh(places, before, height=0.74, color=_BEFORE, label="before (float32)")
-    axes.barh(places, after, height=0.74, color=_AFTER, label="after (in the file)")
+    axes.barh(places, before, height=0.74, color=BEFORE, label="before (float32)")
+    axes.barh(places, after, height=0.74, color=AFTER, label="after (in the file)")
     axes.set_xscale("log")
     low, high = 10 ** np.floor(np.log10(max(min(after.min(), before.min()) / 2, 1))), before.max()
     axes.set_xlim(low, high * (high / low) ** 0.42)  # room for the text to the right of the longest bar
@@ -94,7 +94,7 @@ def _draw_sizes(axes: Axes, rows: list[_Row]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("size (log scale)")
     axes.set_title("Size by layer", loc="left", fontsize=11, pad=24)
-    axes.grid(axis="x", color=_BEFORE, linewidth=0.6)
+    axes.grid(axis="x", color=BEFORE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     # Outside, as bars and their texts may end anywhere inside.
@@ -106,7 +106,7 @@ def _draw_weights(axes: Axes, report: Report, artifact: Artifact, original: Sour
     axes.spines[["top", "right"]].set_visible(False)
     if found is None:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no tensor of this file has one codebook", ha="center", va="center", color=_FAINT)
+        axes.text(0.5, 0.5, "no tensor of this file has one codebook", ha="center", va="center", color=FAINT)
         return
     tensor, book = found
     size = artifact.entries[tensor.name].size
@@ -123,10 +123,10 @@ def _draw_weights(axes: Axes, report: Report, artifact: Artifact, original: Sour
         flat = flat[np.isfinite(flat)]
         counts, edges = np.histogram(flat, _BINS)
         axes.stairs(
-            counts / size, edges, fill=True, color=_BEFORE, baseline=floor, label="weights before (share of each bin)"
+            counts / size, edges, fill=True, color=BEFORE, baseline=floor, label="weights before (share of each bin)"
         )
-    axes.vlines(values, floor, shares, color=_CODEWORD, linewidth=1.2, alpha=0.55)
-    axes.scatter(values, shares, s=26, color=_CODEWORD, zorder=3, label="codewords (share of the weights)")
+    axes.vlines(values, floor, shares, color=CODEWORD, linewidth=1.2, alpha=0.55)
+    axes.scatter(values, shares, s=26, color=CODEWORD, zorder=3, label="codewords (share of the weights)")
     axes.set_yscale("log")
     axes.set_ylim(floor, 4 * float(shares.max()))  # room for the label of the largest
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.5g} %" if value <= 1 else "")
@@ -138,13 +138,13 @@ def _draw_weights(axes: Axes, report: Report, artifact: Artifact, original: Sour
         textcoords="offset points",
         ha="center",
         size=9,
-        color=_CODEWORD,
+        color=CODEWORD,
     )
     axes.set_xlabel("weight" if book.row_scale is None else "weight / scale of its row")
     axes.set_ylabel("share of the weights (log scale)")
     name = f"{_shortened(tensor.name)}: {size:,} weights, {len(values)} codewords"
     axes.set_title(name, loc="left", fontsize=11, pad=24)
-    axes.grid(axis="y", color=_BEFORE, linewidth=0.6)
+    axes.grid(axis="y", color=BEFORE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)
 
