@@ -257,6 +257,14 @@ def _resnet20() -> list[Row]:
         ),
         Row(
             "jia",
+            "resnet20-pruned-70",
+            "resnet20",
+            "pruned by global dynamic saliency to 70 % zeros while it trains by distillation; nothing else",
+            Keep(),
+            Pruned(_with(_LONGER, epochs=10, learning_rate=1e-2), 0.7),
+        ),
+        Row(
+            "jia",
             "resnet20-birch",
             "resnet20",
             "pruned by global dynamic saliency to 60 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
