@@ -93,7 +93,7 @@ def shared(
         _, net, pruner, history = done
         histories = [history]
     if isinstance(how, str):
-        artifact = codeword.compress(net, how, seed=seed)
+        artifact = codeword.compress(net, how, seed=seed, fold_norms=False)  # they are to be trained
     elif pruner is not None:
         artifact = pruner.finalize(how, seed=seed)
     else:

@@ -216,7 +216,7 @@ RULE = {"tensors": "*", "method": "rate-aware", "lam": 0.1}
         ({"rule": [RULE, RULE | {"lamm": 1}]}, r"p: rule[1].lamm: unknown field; did you mean 'lam'?"),
         ({"rule": [RULE], "rules": []}, "p.rules: unknown field; did you mean 'rule'?"),
         ({"rule": [RULE], "sede": 1}, "p.sede: unknown field; did you mean 'seed'?"),
-        ({"rule": [RULE], "qqq": 1}, "p.qqq: unknown field; valid are target, seed, rule"),
+        ({"rule": [RULE], "qqq": 1}, "p.qqq: unknown field; valid are target, seed, fold_norms, rule"),
         ({"rule": [RULE | {"method": "rate_aware"}]}, "p: rule[0].method: 'rate_aware' is no method; did you mean"),
         ({"rule": [RULE | {"method": "svd"}]}, "'svd' is no method; valid are keep, kmeans, rate-aware"),
         ({"rule": [RULE | {"method": 3}]}, "p: rule[0].method: 3 is no method"),

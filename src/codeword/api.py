@@ -25,6 +25,7 @@ from codeword.evaluate import Score
 from codeword.evaluate import evaluate as score_of
 from codeword.execute import Importance, Progress
 from codeword.finetune import Finetune, History
+from codeword.fold import eps_of
 from codeword.job import Anew, Compressed, Job, calibrated, runnable
 from codeword.methods import Method
 from codeword.plan import Plan, parse_method
@@ -53,6 +54,7 @@ def fit(
     method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    fold_norms: bool = True,
     finetune: Finetune | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     validation: Iterable[Any] | Dataset | str | None = None,
@@ -100,6 +102,7 @@ def fit(
     limit = (
         None if max_drop is None else _limit(max_drop, model if net is None else net, data, validation, score, on_trial)
     )
+    module = model if net is None else net
     job = Job(
         target=target,
         plan=plan if plan is None or isinstance(plan, Plan) else Plan.load(plan),
@@ -108,6 +111,8 @@ def fit(
         anew=anew,
         include=include,
         exclude=exclude,
+        fold_norms=fold_norms and finetune is None,
+        eps=eps_of(module) if hasattr(module, "named_modules") else None,
         seed=seed,
         workers=workers,
         keep_nonfinite=keep_nonfinite,
@@ -186,6 +191,7 @@ def compress(
     method: Method | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    fold_norms: bool = True,
     finetune: Finetune | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     validation: Iterable[Any] | Dataset | str | None = None,
@@ -210,14 +216,11 @@ def compress(
     what errors cost, by hand: tensor name -> that of a squared error of each weight, an array of its shape, or
     `Moments` of what its rows multiply. plan: a `Plan`, or the path of one. method: one for all matrices and kernels,
     everything else kept: an object such as `KMeans(16)`, or "kmeans:n_clusters=16". include, exclude: globs on tensor
-    names; what they leave out is kept losslessly. The same input, plan and seed give the same bytes with any number of
-    workers. cache: a folder for what was coded, so that another target takes seconds; True is the platform's own, or
-    $CODEWORD_CACHE. The file does not depend on it.
-
-    max_drop: the smallest file that loses at most so many points of top-1 on `data`, a labelled Dataset or the name of
-    one, or on `validation`; better not the test set, which then would measure nothing. score: a function of the net,
-    in eval mode with the decoded weights, that is measured instead; higher is better. on_trial: told of each file that
-    was measured. What was measured is `Compressed.measured` of `fit`.
+    names; what they leave out is kept losslessly. fold_norms: let a target, or max_drop, store batch norms as two
+    vectors and two constants, which computes the same in eval mode; False for a net that is to be trained from the
+    file. The same input, plan and seed give the same bytes with any number of workers. cache: a folder for what was
+    coded, so that another target takes seconds; True is the platform's own, or $CODEWORD_CACHE. The file does not
+    depend on it.
 
     finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
     nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what
@@ -238,6 +241,7 @@ def compress(
         method=method,
         include=include,
         exclude=exclude,
+        fold_norms=fold_norms,
         finetune=finetune,
         loss=loss,
         validation=validation,

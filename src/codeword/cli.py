@@ -132,6 +132,13 @@ def compress(
     save_plan: Annotated[Path | None, typer.Option(metavar="PLAN.toml", help="Write the plan that was run.")] = None,
     include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Approximate these tensors only.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Keep these tensors losslessly.")] = None,
+    fold_norms: Annotated[
+        bool,
+        typer.Option(
+            "--fold-norms/--no-fold-norms",
+            help="Let a target store batch norms as two vectors, not four: the same in eval mode, not to be trained.",
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of whatever is random in a method.")] = 0,
     workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; the file does not depend on it.")] = 1,
     keep_nonfinite: Annotated[
@@ -253,6 +260,7 @@ def compress(
                 method=method,
                 include=include or (),
                 exclude=exclude or (),
+                fold_norms=fold_norms,
                 seed=seed,
                 workers=workers,
                 keep_nonfinite=keep_nonfinite,

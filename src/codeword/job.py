@@ -22,6 +22,7 @@ from codeword.errors import PlanError
 from codeword.execute import Importance, Progress, run
 from codeword.expr import FLOATS, Raw
 from codeword.finetune import History
+from codeword.fold import Folded, Norm, foldable, norms_of
 from codeword.methods import Keep, Method, Prune
 from codeword.methods.base import MomentsMethod
 from codeword.methods.prune import Then
@@ -38,6 +39,9 @@ _AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the siz
 _TURNS = 6  # and more, each with one tensor less that is made anew: that whose size changed most
 _TRAINED_TOLERANCE = 0.02  # below the target: what counts as reached where training has the last word
 _AIM = 0.995  # of the budget: what the next is aimed at
+
+_CONSTANT_BITS = 8.0  # that a vector of one value takes, with others of its kind
+_FINEST = 22  # bits of mantissa, of float32's 23
 
 # A file, the methods it was made by, their seed -> the file made anew, as `refine.refined` does.
 Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method], int], Artifact]
@@ -74,7 +78,8 @@ class Job:
 
     method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. anew: what is made
     of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
-    names; what they leave out is kept. cache: where coded tensors are kept for other files, of this job and of others.
+    names; what they leave out is kept. fold_norms: whether to fold batch norms where a target or a limit decides; eps:
+    theirs, if a module tells. cache: where coded tensors are kept for other files, of this job and of others.
     """
 
     target: str | float | None
@@ -90,17 +95,29 @@ class Job:
     metadata: Mapping[str, str] | None
     progress: Progress | None
     limit: drop.Limit | None = None
+    fold_norms: bool = False
+    eps: Mapping[str, float] | None = None
     cache: Cache = field(default_factory=Cache)
+
+    def folded(self, source: Source) -> Folded:
+        """The source as this job sees it, with those norms folded that can be."""
+        lossy = select(source.infos, self.include, self.exclude)
+        return Folded(source, foldable(source, lossy, self.eps) if self.fold_norms else {})
 
     def curves(self, source: Source) -> dict[str, allocate.Curve]:
         """What each tensor offers, whatever the target. Raises PlanError, SourceError."""
-        return allocate.curves(
-            source,
+        folded = self.folded(source)
+        found = allocate.curves(
+            folded,
             select(source.infos, self.include, self.exclude),
             importance=self.importance,
             keep_nonfinite=self.keep_nonfinite,
             progress=self.progress,
         )
+        for norm in folded.norms:
+            found |= {name: _NeverExact(found[name]) for name in (norm.weight, norm.bias)}
+            found |= dict.fromkeys((norm.running_mean, norm.running_var), allocate.Fixed(_CONSTANT_BITS))
+        return found
 
     def budget(self, source: Source) -> tuple[Target, int]:
         """The target, and the bytes that it means for this net. Raises TargetError."""
@@ -134,12 +151,17 @@ class Job:
         methods = {name: m if name in lossy else Keep() for name, m in plan.resolve(source.infos).items()}
         methods = {name: _with_zeros(m) if name in zeros else m for name, m in methods.items()}
         if self.include or self.exclude or zeros:
-            plan = Plan.of(methods, source.infos, plan.seed, plan.target)
-        results = Results(self.cache, source, self.importance) if self.cache.lasts else None
-        artifact = self._execute(source, methods, plan.seed, results)
+            plan = Plan.of(methods, source.infos, plan.seed, plan.target, fold_norms=plan.fold_norms)
+        folded = Folded(source, {})
+        if plan.fold_norms:
+            known = norms_of(source.infos)
+            eps = foldable(source, lossy, self.eps)
+            folded = Folded(source, {place: it for place, it in eps.items() if _folds(known[place], methods)})
+        results = Results(self.cache, folded, self.importance) if self.cache.lasts else None
+        artifact = self._execute(folded, methods, plan.seed, results)
         if self.anew is not None:
             artifact = self.anew(artifact, methods, plan.seed)
-        kept = _kept(source, methods, lossy, artifact, self.keep_nonfinite, chosen)
+        kept = _kept(folded, methods, lossy, artifact, self.keep_nonfinite, chosen)
         return Compressed(artifact, plan, kept, None, None)
 
     def _to_target(
@@ -153,32 +175,37 @@ class Job:
         wanted, budget = self.budget(source)
         curves = self.curves(source) if curves is None else curves
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
-        found = self._fit(source, curves, round(aim * budget))
-        made = Plan.of(found.methods, source.infos, self.seed, wanted.text)
+        folded = self.folded(source)
+        found = self._fit(folded, curves, round(aim * budget))
         lossless = all(method == Keep() for method in found.methods.values())
+        folds = bool(folded.eps) and not lossless
+        made = Plan.of(found.methods, source.infos, self.seed, wanted.text, fold_norms=folds)
         below = "lossless file" if lossless else "nearest file below it"
         what = "smallest file there is" if found.artifact.nbytes > budget else below
         missed = None if found.reached else _missed(wanted, budget, found.artifact, what)
         why = "not worth an error at this target"
-        kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
+        kept = _kept(folded, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, made, kept, budget, missed)
 
     def _to_drop(self, source: Source, lossy: set[str], limit: drop.Limit) -> Compressed:
-        results = Results(self.cache, source, self.importance)
+        folded = self.folded(source)
+        results = Results(self.cache, folded, self.importance)
 
         def make(methods: dict[str, Method]) -> Artifact:
-            artifact = self._execute(source, methods, self.seed, results)
+            artifact = self._execute(folded, methods, self.seed, results)
             if self.anew is None or not any(isinstance(method, MomentsMethod) for method in methods.values()):
                 return artifact
             return self.anew(artifact, methods, self.seed)
 
         found = drop.smallest(self.curves(source), limit, make)
-        plan = Plan.of(found.methods, source.infos, self.seed, None)
+        lossless = all(method == Keep() for method in found.methods.values())
+        folds = bool(folded.eps) and not lossless
+        plan = Plan.of(found.methods, source.infos, self.seed, None, fold_norms=folds)
         why = "not worth an error at this drop"
-        kept = _kept(source, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
+        kept = _kept(folded, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, plan, kept, None, None, measured=found.measured)
 
-    def _fit(self, source: Source, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
+    def _fit(self, source: Folded, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
         """The best file within the budget, made anew, which changes its size: so several may have to be made."""
         results = Results(self.cache, source, self.importance)
 
@@ -205,7 +232,9 @@ class Job:
                 found = aimed
         return first
 
-    def _execute(self, source: Source, methods: Mapping[str, Method], seed: int, results: Results | None) -> Artifact:
+    def _execute(self, source: Folded, methods: Mapping[str, Method], seed: int, results: Results | None) -> Artifact:
+        if all(method == Keep() for method in methods.values()):  # lossless means what there was
+            source, results = Folded(source.source, {}), None
         return run(
             source,
             methods,
@@ -213,7 +242,7 @@ class Job:
             workers=self.workers,
             importance=self.importance,
             keep_nonfinite=self.keep_nonfinite,
-            metadata=self.metadata,
+            metadata=source.metadata | dict(self.metadata or {}),
             progress=self.progress,
             results=results,
         )
@@ -237,6 +266,24 @@ def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dat
 def _change(before: Artifact, after: Artifact, name: str) -> int:
     """By how many bytes a tensor's size differs."""
     return abs(after.entries[name].nbytes - before.entries[name].nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverExact:
+    """The curve of a tensor that is another already than the original's: to keep every bit of it is no use."""
+
+    curve: allocate.Curve
+
+    def at(self, lam: float) -> allocate.Point:
+        """The point of the curve, at most with the most bits of mantissa that rounding leaves."""
+        point = self.curve.at(lam)
+        return point._replace(method=Keep(_FINEST)) if point.method == Keep() else point
+
+
+def _folds(norm: Norm, methods: Mapping[str, Method]) -> bool:
+    """Whether methods make something else of a norm's weight and bias, and nothing of its statistics."""
+    changed = all(methods[name] != Keep() for name in (norm.weight, norm.bias))
+    return changed and all(methods[name] == Keep() for name in (norm.running_mean, norm.running_var))
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +324,7 @@ def _missed(target: Target, budget: int, artifact: Artifact, what: str) -> str:
 
 
 def _kept(
-    source: Source,
+    source: Folded,
     methods: Mapping[str, Method],
     lossy: set[str],
     artifact: Artifact,
@@ -286,6 +333,7 @@ def _kept(
 ) -> dict[str, str]:
     """Why each tensor that is stored losslessly is; `chosen` says who decided where there was a choice."""
     reasons: dict[str, str] = {}
+    folded = {} if all(method == Keep() for method in methods.values()) else _constants(source)
     for info in source.infos:
         if info.tied_to is not None:
             continue
@@ -308,8 +356,17 @@ def _kept(
         elif not info.size:
             reasons[info.name] = "empty"
         else:
-            reasons[info.name] = chosen
+            reasons[info.name] = folded.get(info.name, chosen)
     return reasons
+
+
+def _constants(source: Folded) -> dict[str, str]:
+    """Statistics of folded norms, which are constants, and where they went."""
+    found: dict[str, str] = {}
+    for norm in source.norms:
+        why = f"constant: folded into {norm.weight} and {norm.bias}"
+        found |= dict.fromkeys((norm.running_mean, norm.running_var), why)
+    return found
 
 
 def _finite(values: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 target = "30x"            # optional: the dial this plan was found for
 seed = 0
+fold_norms = false        # optional: store batch norms as two vectors, for a net that is not trained again
 
 [[rule]]
 tensors = "fc*.weight"    # a glob on tensor names; the first rule that matches a tensor decides
@@ -36,7 +37,7 @@ from codeword.methods import BuiltIn, Keep, Method
 from codeword.sources import TensorInfo
 
 METHODS: dict[str, type] = {method.__struct_config__.tag: method for method in get_args(BuiltIn)}
-_PLAN_FIELDS = ("target", "seed", "rule")
+_PLAN_FIELDS = ("target", "seed", "fold_norms", "rule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Plan:
     rules: tuple[Rule, ...]
     seed: int = 0
     target: str | None = None
+    fold_norms: bool = False  # those whose weight and bias it approximates, and whose statistics it keeps
 
     def resolve(self, infos: Iterable[TensorInfo]) -> dict[str, Method]:
         """The method of every tensor that holds its own values.
@@ -89,10 +91,18 @@ class Plan:
         return methods
 
     @classmethod
-    def of(cls, methods: Mapping[str, Method], infos: Iterable[TensorInfo], seed: int, target: str | None) -> Plan:
+    def of(
+        cls,
+        methods: Mapping[str, Method],
+        infos: Iterable[TensorInfo],
+        seed: int,
+        target: str | None,
+        *,
+        fold_norms: bool = False,
+    ) -> Plan:
         """The plan that says a method for each tensor by name; tied tensors are named for completeness."""
         rules = (Rule(glob.escape(info.name), methods.get(info.name, Keep())) for info in infos)
-        return cls(tuple(rules), seed, target)
+        return cls(tuple(rules), seed, target, fold_norms)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -118,7 +128,11 @@ class Plan:
             raise PlanError(f"{where}: seed must be a whole number >= 0, got {seed!r}")
         if target is not None and not isinstance(target, str):
             raise PlanError(f'{where}: target must be a string such as "30x", got {target!r}')
-        return cls(tuple(_rule(rule, f"{where}: rule[{i}]") for i, rule in enumerate(rules)), seed, target)
+        fold_norms = content.get("fold_norms", False)
+        if not isinstance(fold_norms, bool):
+            raise PlanError(f"{where}: fold_norms must be true or false, got {fold_norms!r}")
+        read = tuple(_rule(rule, f"{where}: rule[{i}]") for i, rule in enumerate(rules))
+        return cls(read, seed, target, fold_norms)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as TOML would hold it. Raises PlanError for a method that is not built in."""
@@ -130,6 +144,7 @@ class Plan:
                 )
             rules.append({"tensors": rule.tensors} | _without_none(msgspec.to_builtins(rule.method)))
         head: dict[str, Any] = {"seed": self.seed} | ({} if self.target is None else {"target": self.target})
+        head |= {"fold_norms": True} if self.fold_norms else {}
         return head | {"rule": rules}
 
     def save(self, path: str | os.PathLike[str]) -> None:

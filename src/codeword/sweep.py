@@ -23,6 +23,7 @@ from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
 from codeword.evaluate import hits
 from codeword.execute import Progress
+from codeword.fold import eps_of
 from codeword.front import OURS, Front, Row, margins
 from codeword.job import Job, calibrated, runnable
 from codeword.peers import PEERS, Subject, hushed, sizes
@@ -70,10 +71,10 @@ def sweep(
     for name in (*peers, *again):
         if name not in known:
             raise PlanError(f"{name!r} is no peer; there are {', '.join(PEERS)}")
-    jobs = {str(target): _job(target, seed=seed, workers=workers, progress=progress) for target in targets}
+    module = runnable(source, model if net is None else net)
+    jobs = {str(target): _job(target, module, seed=seed, workers=workers, progress=progress) for target in targets}
     for job in jobs.values():
         job.budget(source)  # a target that cannot be read is told before any work
-    module = runnable(source, model if net is None else net)
     test = load_data(data) if isinstance(data, str) else data
     seen = load_data(calibrate) if isinstance(calibrate, str) else calibrate
     run = _Run(source, module, test, seen, None if folder is None else make_folder(folder), on_row)
@@ -83,7 +84,7 @@ def sweep(
     return run.front
 
 
-def _job(target: str | float, *, seed: int, workers: int, progress: Progress | None) -> Job:
+def _job(target: str | float, net: torch.nn.Module, *, seed: int, workers: int, progress: Progress | None) -> Job:
     return Job(
         target=target,
         plan=None,
@@ -97,6 +98,8 @@ def _job(target: str | float, *, seed: int, workers: int, progress: Progress | N
         keep_nonfinite=False,
         metadata=None,
         progress=progress,
+        fold_norms=True,
+        eps=eps_of(net),
     )
 
 

@@ -13,6 +13,7 @@ from codeword.artifact import Artifact, Entry
 from codeword.errors import MismatchError
 from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, lookups, shape
 from codeword.expr import is_float as has_float_dtype
+from codeword.fold import as_stored
 from codeword.sources import Source
 
 
@@ -54,8 +55,10 @@ class Difference:
 def inspect(artifact: Artifact, original: Source | None = None) -> Report:
     """Measure a file, tensor by tensor; with an original also the error of each. Reads and decodes everything.
 
-    Raises FormatError for a corrupted tensor, MismatchError if the original lacks a tensor or has another shape.
+    An original's norms are folded as those of the file are. Raises FormatError for a corrupted tensor, MismatchError if
+    the original lacks a tensor or has another shape.
     """
+    original = None if original is None else as_stored(original, artifact.metadata)
     return Report(
         nbytes=artifact.nbytes,
         container_nbytes=artifact.container_nbytes,

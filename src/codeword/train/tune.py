@@ -24,6 +24,7 @@ from codeword.artifact import Artifact, Entry, Writer, code_tensor, tied_tensor
 from codeword.coding import encode_leaf
 from codeword.errors import MismatchError, PlanError
 from codeword.expr import DTYPES, FLOATS, Expr, Raw, dtype_name
+from codeword.fold import METADATA
 from codeword.nn.swap import root_of, swap_with
 from codeword.train.checks import check_mode, check_model
 from codeword.train.coded import Coded, Options, diverged
@@ -53,7 +54,7 @@ class Tuner:
     cancels.
 
     Tensors without a coded form (`swap_report`) and frozen weights stay as the file has them: `fixed` lists them.
-    Raises PlanError for options that are wrong.
+    Raises PlanError for options that are wrong, and for a file whose batch norms are folded.
     """
 
     def __init__(
@@ -89,6 +90,11 @@ class Tuner:
             raise PlanError(
                 f"tuner: nbytes is the size that new codes keep to, at least 1; got {nbytes} with "
                 f'reassign_every={reassign_every} and rate="{rate}"'
+            )
+        if METADATA in artifact.metadata:
+            raise PlanError(
+                "tuner: batch norms of this file are folded, which training would undo; compress with fold_norms=False "
+                "(--no-fold-norms), or train in one call: finetune=Finetune(...)"
             )
         self.artifact = artifact
         self.fixed: dict[str, str] = {}  # tensor -> why it does not train
