@@ -38,9 +38,11 @@ _CLOSE = 0.02  # of bytes, between the ends of a bracket: near enough
 _SEARCHES = 8  # nets scored at most while searching
 _CHECKS = 4  # nets scored at most on all examples
 _RANGE = (-60.0, 14.0)  # log2 of lambda, from where nothing is worth a bit to where nothing is worth keeping
+_GRID = 8  # lambdas an octave, as `allocate` uses them too
+_LEAST_STEP = 2.0**-8  # octaves of lambda
 _FIRST_RATIO = 10  # of the first file, about
-_OCTAVES = (0.5, 3.0)  # of lambda, to the second file
-_FLOOR = 1 / 16  # of the most: drops below it are noise, and have a logarithm of their own choosing
+_OCTAVES = (0.5, 3.0)  # of lambda, from the first file to the second; then up to twice as many each time
+_FLOOR = 2.0**-6  # of the most: drops below it are noise, and have a logarithm of their own choosing
 _STEP_BACK = 0.125  # octaves of lambda at least, after a check that failed; four times that after each other
 _SPARE = 0.95  # of the most: what a step back is aimed at
 _Z = 1.959964  # of the normal distribution: 95 % lie within
@@ -213,7 +215,7 @@ class _Search:
         self._curves, self._most, self._judge, self._tell = curves, limit.most, limit.judge, limit.on_trial
         self._make = make
         self._trials: list[Trial] = []
-        self._before: bool | None = None  # whether the file before the last was within the most
+        self._known: dict[tuple[Method, ...], Loss] = {}
 
     def run(self) -> Found:
         """Narrow the bracket, check what was found, and see that the lossless file is not the better one."""
@@ -232,42 +234,50 @@ class _Search:
         under: _Made | None = None
         over: _Made | None = None
         before: bool | None = None
-        at, reach = self._start(), 0.0
+        at, most = self._start(), _OCTAVES[1]
         while at is not None and len(self._trials) < _SEARCHES:
-            made = self._made(at)
-            if not _is_lossless(made.methods):
-                made = made._replace(loss=self._told(made, self._judge.glance(made.artifact), check=False))
+            made = self._glanced(self._made(at))
             within = made.loss.drop <= self._most
             under, over = (made, over) if within else (under, made)
             if under is not None and over is not None:
                 at = self._between(under, over, again=within == before)
             else:
-                reach = 2 * reach if within == before else self._octaves(made.loss.drop)
+                most = 2 * most if within == before else most
+                reach = self._octaves(made.loss.drop, most)
                 at = min(max(made.at + (reach if within else -reach), _RANGE[0]), _RANGE[1])
                 at = None if at == made.at else at
             before = within
         return under, over
 
+    def _glanced(self, made: _Made) -> _Made:
+        """With its loss on the examples of the search, which is measured once."""
+        key = tuple(made.methods.values())
+        if key not in self._known:
+            lossless = _is_lossless(made.methods)
+            self._known[key] = (
+                made.loss if lossless else self._told(made, self._judge.glance(made.artifact), check=False)
+            )
+        return made._replace(loss=self._known[key])
+
     def _start(self) -> float:
-        """Log2 of the lambda whose file is a tenth of the weights by the curves' own estimate, to 1/16."""
+        """Log2 of the lambda whose file is a tenth of the weights by the curves' own estimate, on the grid."""
         low, high = _RANGE
         goal = sum(curve.at(2.0**low).bits for curve in self._curves.values()) / _FIRST_RATIO
-        while high - low > 1 / 16:
-            middle = (low + high) / 2
+        while high - low > 1 / _GRID:
+            middle = math.floor((low + high) / 2 * _GRID) / _GRID
             within = sum(curve.at(2.0**middle).bits for curve in self._curves.values()) <= goal
             low, high = (low, middle) if within else (middle, high)
         return high
 
-    def _octaves(self, drop: float) -> float:
-        """How far lambda is off, if drops are in proportion to it."""
-        off = (
-            abs(math.log2(self._most / max(drop, _FLOOR * self._most))) if self._most and drop < math.inf else math.inf
-        )
-        return min(max(off, _OCTAVES[0]), _OCTAVES[1])
+    def _octaves(self, drop: float, most: float) -> float:
+        """How far lambda is off, if drops are in proportion to it, and no farther than `most`."""
+        if not self._most or drop == math.inf:
+            return most
+        return min(max(abs(math.log2(self._most / max(drop, _FLOOR * self._most))), _OCTAVES[0]), most)
 
     def _between(self, under: _Made, over: _Made, *, again: bool) -> float | None:
         """Where to look within a bracket; None if its ends are near enough. again: the same end moved as before."""
-        if under.artifact.nbytes <= (1 + _CLOSE) * over.artifact.nbytes:
+        if under.artifact.nbytes <= (1 + _CLOSE) * over.artifact.nbytes or over.at - under.at < _LEAST_STEP:
             return None
         share = 0.5
         if not again and self._most and over.loss.drop < math.inf:
@@ -302,10 +312,29 @@ class _Search:
 
     def _made(self, at: float, methods: dict[str, Method] | None = None) -> _Made:
         """A file not measured yet; what a lossless one loses is known."""
-        methods = methods or {name: curve.at(2.0**at).method for name, curve in self._curves.items()}
+        methods = methods or self._methods(at)
         return _Made(
             at, methods, self._make(methods), Loss(0.0) if self._judge.examples is None else Loss(0.0, 0.0, 0.0)
         )
+
+    def _methods(self, at: float) -> dict[str, Method]:
+        """Those of a lambda on the grid; between two, tensors take the next until that share of the bits is saved.
+
+        Those that save least come first: where one saves much at once, as where its codebook becomes another, the
+        others are settled before it. That coded tensors meet again in other files is what the grid is for.
+        """
+        low = math.floor(at * _GRID) / _GRID
+        now, then = (
+            {name: curve.at(2.0**step) for name, curve in self._curves.items()} for step in (low, low + 1 / _GRID)
+        )
+        saved = {name: max(now[name].bits - then[name].bits, 0.0) for name in now}
+        left = (at - low) * _GRID * sum(saved.values())
+        for name in sorted(now, key=lambda name: (saved[name], name)):
+            left -= saved[name]
+            if left < 0:
+                break
+            now[name] = then[name]
+        return {name: point.method for name, point in now.items()}
 
     def _told(self, made: _Made, loss: Loss, *, check: bool) -> Loss:
         examples = self._judge.examples if check else self._judge.search_examples
