@@ -221,7 +221,7 @@ def test_eval_normalises_on_request():
 
 def test_version_and_help():
     assert invoke("--version") == f"codeword {codeword.__version__}\n"
-    for verb in ("compress", "inspect", "verify", "decompress", "eval", "sweep", "demo"):
+    for verb in ("compress", "plan", "inspect", "verify", "decompress", "eval", "sweep", "demo"):
         assert "--json" in invoke(verb, "--help")
     text = invoke("--help")
     assert "Exit codes" in text

@@ -20,7 +20,7 @@ LAYERS = [
     "plan target finetune sources safetensors_file calibrate sensitivity refine allocate cache execute drop fold job "
     "nn data evaluate zoo",
     "train runtime export peers front report",
-    "api demo nets sweep",
+    "api demo nets sweep forecast",
     "cli console show __main__",
 ]
 LAYER_OF = {name: at for at, layer in enumerate(LAYERS) for name in layer.split()}

@@ -22,6 +22,7 @@ from codeword.api import (
 from codeword.artifact import Artifact
 from codeword.errors import CodewordError
 from codeword.finetune import Finetune
+from codeword.forecast import Forecast, dry_run
 from codeword.front import Front
 from codeword.methods import (
     Birch,
@@ -48,6 +49,7 @@ __all__ = [
     "Compressed",
     "DensityKMeans",
     "Finetune",
+    "Forecast",
     "Front",
     "KMeans",
     "Keep",
@@ -63,6 +65,7 @@ __all__ = [
     "TargetMissed",
     "compress",
     "decompress",
+    "dry_run",
     "evaluate",
     "fit",
     "inspect",

@@ -22,9 +22,10 @@ from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
 from codeword.finetune import Finetune, History
+from codeword.forecast import dry_run
 from codeword.front import Front, Row
 from codeword.peers import PEERS
-from codeword.plan import METHODS
+from codeword.plan import METHODS, Plan
 from codeword.sources import files_of, open_source
 from codeword.sweep import RECORD, TARGETS, facts_of
 from codeword.sweep import sweep as run_sweep
@@ -87,6 +88,13 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Look for nothing coded before, keep nothing ($CODEWORD_CACHE or its default)."),
 ]
+FoldNorms = Annotated[
+    bool,
+    typer.Option(
+        "--fold-norms/--no-fold-norms",
+        help="Let a target store batch norms as two vectors, not four: the same in eval mode, not to be trained.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N examples only.")]
 
 
@@ -132,13 +140,7 @@ def compress(
     save_plan: Annotated[Path | None, typer.Option(metavar="PLAN.toml", help="Write the plan that was run.")] = None,
     include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Approximate these tensors only.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Keep these tensors losslessly.")] = None,
-    fold_norms: Annotated[
-        bool,
-        typer.Option(
-            "--fold-norms/--no-fold-norms",
-            help="Let a target store batch norms as two vectors, not four: the same in eval mode, not to be trained.",
-        ),
-    ] = True,
+    fold_norms: FoldNorms = True,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of whatever is random in a method.")] = 0,
     workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; the file does not depend on it.")] = 1,
     keep_nonfinite: Annotated[
@@ -350,6 +352,74 @@ def _remove_states(folder: Path) -> None:
         state.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
+
+
+@app.command()
+def plan(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="safetensors (also an index), or a torch checkpoint.")],
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="30x (float32 bytes over file bytes), 120KB, or 2.5bpw; 8x if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PLAN.toml", help="Write the plan, for compress --plan.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Approximate these tensors only.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Keep these tensors losslessly.")] = None,
+    fold_norms: FoldNorms = True,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of whatever is random in a method.")] = 0,
+    keep_nonfinite: Annotated[
+        bool, typer.Option("--keep-nonfinite", help="Keep tensors with NaN or infinity losslessly, do not refuse them.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to run --data through; needs --data.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Images by which errors cancel, labels unused; needs --model.")
+    ] = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Show the plan for a target and what it will come to, without compressing: a dry run.
+
+    Bytes, error, time and memory are predicted from one pass over the weights; docs/results.md says how well.
+
+    Example: `codeword plan model.safetensors --target 30x -o plan.toml`
+    """
+    with reported(as_json):
+        if (model is None) != (data is None):
+            raise typer.BadParameter("--model and --data go together: give both or neither")
+        if limit is not None and data is None:
+            raise typer.BadParameter("--limit is about --data, which is not given")
+        original = open_source(source)
+        console.check_writable(out, *files_of(original))
+        rest: dict[str, Any] = {}
+        if model is not None and data is not None:
+            from codeword.nets import load_net
+
+            rest = {"data": load_data(data, limit=limit), "net": load_net(model, original)}
+        with console.progress(("measuring weights",)) as progress:
+            found = dry_run(
+                original,
+                target,
+                include=include or (),
+                exclude=exclude or (),
+                fold_norms=fold_norms,
+                seed=seed,
+                keep_nonfinite=keep_nonfinite,
+                progress=progress,
+                **rest,
+            )
+        if out is not None:
+            Plan.from_dict(found.plan).save(out)
+        if as_json:
+            console.print_json({"input": source, "output": out} | msgspec.to_builtins(found))
+        else:
+            show.forecast(found, out)
+        if found.missed is not None:
+            if not as_json:
+                console.warn(found.missed)
+            raise typer.Exit(6)
 
 
 @app.command()

@@ -21,7 +21,7 @@ import difflib
 import glob
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -206,6 +206,29 @@ def parse_method(text: str) -> Method:
             table[part] = table = inner
         table[last] = _toml_value(value)
     return _method(fields, f"method {text!r}")
+
+
+def method_line(method: Method) -> str:
+    """A method as `parse_method` reads it, with the options that are not as they are by default."""
+    return _line(method) if isinstance(method, BuiltIn) else repr(method)
+
+
+def _line(method: Any) -> str:  # noqa: ANN401 - a struct of any method
+    options = list(_options(method, ""))
+    name = method.__struct_config__.tag
+    return f"{name}:{','.join(options)}" if options else name
+
+
+def _options(method: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - a struct of any method
+    for field in msgspec.structs.fields(method):
+        value = getattr(method, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, msgspec.Struct):
+            yield f"{path}{field.name}={value.__struct_config__.tag}"
+            yield from _options(value, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _toml_value(text: str) -> Any:  # noqa: ANN401

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codeword import console
 from codeword.drop import Trial
 from codeword.finetune import History
+from codeword.forecast import Forecast
 from codeword.front import Front, Row, margins
 from codeword.report import Report
 from codeword.report.front import COUNTED, larger_table, named, ours_table
@@ -146,6 +148,39 @@ def demonstrated(found: Demo) -> None:
     for note in (found.note, found.missed, *found.differences):
         if note is not None:
             console.warn(note)
+
+
+def forecast(found: Forecast, out: Path | None) -> None:
+    """A plan tensor by tensor, and what it will come to. out: where it was written."""
+    rows = [
+        [
+            tensor.name,
+            shape_text(tensor.shape),
+            tensor.kind,
+            tensor.method if tensor.tied_to is None else f"tied to {tensor.tied_to}",
+            f"{tensor.nbytes:,.0f}",
+            f"{tensor.bits_per_weight:.3f}",
+            "" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}",
+        ]
+        for tensor in found.tensors
+    ]
+    footer = [
+        ["header", "", "", "", f"{found.header_nbytes:,}", "", ""],
+        [f"{len(found.tensors)} tensors", "", "", "", f"{found.nbytes:,}", f"{found.bits_per_weight:.3f}", ""],
+    ]
+    console.table(["name", "shape", "kind", "method", "bytes", "bpw", "SQNR dB"], rows, footer=footer, left=4)
+    console.say("")
+    size = f"{found.nbytes:,} bytes, {found.ratio:.2f}x smaller than {found.dense_nbytes:,} in float32"
+    console.facts(
+        [
+            ("target", f"{found.target}: {found.target_nbytes:,} bytes"),
+            ("predicted", size),
+            ("error", f"{found.error:.2%} of the energy of a tensor, on average over those that are not exact"),
+            ("seconds", f"{found.seconds:.1f} to compress by this plan, in one process on this machine"),
+            ("memory", f"{human_bytes(found.peak_nbytes)} at its height"),
+            *([("plan", f"{out}: run it with codeword compress --plan")] if out is not None else []),
+        ]
+    )
 
 
 def point(found: Front, row: Row) -> str:
