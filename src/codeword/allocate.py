@@ -16,17 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
+import msgspec
 import numpy as np
 
+from codeword import candidates as others
 from codeword.artifact import Artifact
-from codeword.execute import Importance, Progress, load_checked
+from codeword.cache import Results
+from codeword.candidates import Candidates, Measured
+from codeword.errors import PlanError
+from codeword.execute import Cost, Importance, Progress, load_checked
 from codeword.expr import DTYPES, FLOATS
 from codeword.math.bins import Bins, coarser, make_bins
 from codeword.math.moments import Moments
-from codeword.methods import Granularity, Keep, Method, RateAware, Scales, as_rows
-from codeword.sources import Source
+from codeword.methods import Granularity, Keep, Method, Prune, RateAware, Scales, as_rows
+from codeword.sources import Source, TensorInfo
 
 TOLERANCE = 0.01  # below the budget: what counts as reached
 _GOOD = 0.002  # below the budget: what ends the search early
@@ -114,18 +119,100 @@ class Clustered:
         return min(clustered, rounded, key=lambda point: point.cost + lam * point.bits)
 
 
+class Mixed:
+    """Rate-aware scalars, or another kind of method where it was measured to be better at some lambda."""
+
+    def __init__(self, scalars: Curve, n: int, references: list[Measured], measured: list[Measured]) -> None:
+        self._scalars = scalars
+        self._n = n
+        self._series: dict[Method, _Series] = {}
+        # What scalars take and cost by their curve where they take so many bits in truth: others are put on its scale.
+        known = [
+            (point.bits, scalars.at(point.method.lam / n))
+            for point in references
+            if isinstance(point.method, RateAware) and others.is_compensated(point.method)
+        ]
+        known = sorted((bits, at.bits, math.log2(at.cost)) for bits, at in known if at.cost > 0)
+        if not known:
+            return
+        real, bits, costs = np.array(known).T
+        kinds: dict[Method, list[tuple[float, float, float]]] = {}
+        better = set[Method]()
+        for method, taken, factor in others.rated(references, measured):
+            kind, lam = _with_lam(method, 1.0), _lam_of(method)
+            if lam is None:
+                continue
+            at = float(np.interp(taken, real, bits))
+            kinds.setdefault(kind, []).append(
+                (math.log2(lam), at, float(np.interp(taken, real, costs)) + math.log2(factor))
+            )
+            better |= {kind} if factor < 1 else set()
+        for kind in better:
+            octaves, taken, cost = np.array(sorted(kinds[kind])).T
+            self._series[kind] = _Series(kind, n, octaves, taken, cost)
+
+    def at(self, lam: float) -> Point:
+        """The best of all."""
+        inside = [series.at(lam) for series in self._series.values() if series.reaches(lam)]
+        return min((self._scalars.at(lam), *inside), key=lambda point: point.cost + lam * point.bits)
+
+    def settled(self, method: Method) -> Curve:
+        """The curve of that method's kind alone, which has no jumps from one kind to another."""
+        return self._series.get(_with_lam(method, 1.0), self._scalars)
+
+
+class _Series(NamedTuple):
+    """One kind of rate-aware clustering at several lambdas, rising."""
+
+    kind: Method
+    n: int
+    octaves: np.ndarray
+    bits: np.ndarray
+    costs: np.ndarray  # logarithms
+
+    def reaches(self, lam: float) -> bool:
+        """Whether it was measured above and below."""
+        return bool(self.octaves[0] <= math.log2(lam * self.n) <= self.octaves[-1])
+
+    def at(self, lam: float) -> Point:
+        """What was measured, or lies between what was; beyond it the ends, of which more is not known."""
+        octave = math.log2(lam * self.n)
+        bits, cost = (float(np.interp(octave, self.octaves, part)) for part in (self.bits, self.costs))
+        return Point(_with_lam(self.kind, _four_digits(lam * self.n)), bits, 2.0**cost)
+
+
+def _lam_of(method: Method) -> float | None:
+    """Of rate-aware clustering, the rest of a pruned tensor's included; None for another method."""
+    inner = method.then if isinstance(method, Prune) else method
+    return inner.lam if isinstance(inner, RateAware) else None
+
+
+def _with_lam(method: Method, lam: float) -> Method:
+    """The same kind of rate-aware clustering at another lambda; other methods as they are."""
+    if isinstance(method, Prune) and isinstance(method.then, RateAware):
+        return msgspec.structs.replace(method, then=msgspec.structs.replace(method.then, lam=lam))
+    return msgspec.structs.replace(method, lam=lam) if isinstance(method, RateAware) else method
+
+
 def curves(
     source: Source,
     lossy: set[str],
     *,
     importance: Importance | None = None,
     keep_nonfinite: bool = False,
+    candidates: Candidates = "fast",
+    seed: int = 0,
+    results: Results | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Curve]:
     """The curve of each tensor that is not tied; those outside `lossy`, and those of integers, are kept as they are.
 
-    One pass over the weights; what stays in memory is a few thousand bins a tensor.
+    One pass over the weights; what stays in memory is a few thousand bins a tensor. candidates: "all" measures methods
+    of every family too (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises
+    PlanError for other candidates.
     """
+    if candidates not in get_args(Candidates):
+        raise PlanError(f"candidates must be {' or '.join(get_args(Candidates))}, got {candidates!r}")
     # A norm undoes the scale of each output channel, so errors count relative to the channel (methods.md A5).
     normed = any(info.kind == "norm" and info.dtype in FLOATS for info in source.infos)
     granularity: Granularity = "row" if normed else "tensor"
@@ -141,7 +228,10 @@ def curves(
             cost = (importance or {}).get(info.name)
             # Which weights matter is one thing, that their errors cancel another: the estimate is as without data.
             h = None if isinstance(cost, Moments) else cost
-            found[info.name] = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
+            curve = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
+            if candidates == "all" and isinstance(curve, Clustered) and weight.ndim > 1 and weight.size >= others.LEAST:
+                curve = _mixed(curve, weight, info, granularity, seed, cost, results)
+            found[info.name] = curve
             del weight  # before the next is loaded: two large tensors at once would be the peak of memory
         else:
             found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
@@ -157,6 +247,31 @@ def _curve(weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, m
     scales = RateAware(1.0, granularity=granularity).scales(rows)
     bins = make_bins(rows, scales.divisor(len(rows)), None if h is None else as_rows(h))
     return Clustered(coarser(bins, most_bins), scales, granularity, rounded)
+
+
+def _mixed(
+    curve: Clustered,
+    weight: np.ndarray,
+    info: TensorInfo,
+    granularity: Granularity,
+    seed: int,
+    cost: Cost | None,
+    results: Results | None,
+) -> Curve:
+    """The curve with other families, measured or as they were found before."""
+    found = others.families(weight.shape, granularity).values()
+    parts = [others.scalars(granularity), [method for methods in found for method in methods]]
+    measured: list[list[Measured]] = []
+    for methods in parts:
+        facts = {"methods": methods, "granularity": granularity, "seed": seed}
+        key = None if results is None else results.key("candidates", info, weight, **facts)
+        known = None if results is None or key is None else results.get(key, list[Measured])
+        if known is None:
+            known = others.measure(weight, methods, granularity, info.name, seed, cost)
+            if results is not None and key is not None:
+                results.put(key, known, weight.size)
+        measured.append(known)
+    return Mixed(curve, weight.size, *measured)
 
 
 def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
@@ -183,7 +298,14 @@ def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Met
     If even the smallest file is above the budget that file is the result; if the lossless one is not, the lossless.
     compress: makes files that differ in a few tensors, one after another, and had better know the others from before.
     """
-    return _Search(curves, budget, compress).run()
+    found = _Search(curves, budget, compress).run()
+    mixed = {name: curve for name, curve in curves.items() if isinstance(curve, Mixed)}
+    if found.reached or not mixed:
+        return found
+    # Where a tensor goes over to another kind of method its size jumps: then let each keep to its kind.
+    settled = {name: curve.settled(found.methods[name]) for name, curve in mixed.items()}
+    again = _Search(curves | settled, budget, compress).run()
+    return again if again.reached else found
 
 
 class _Made(NamedTuple):

@@ -18,6 +18,7 @@ from codeword import report
 from codeword.artifact import Artifact
 from codeword.cache import Cache
 from codeword.calibrate import check_importance
+from codeword.candidates import Candidates
 from codeword.data import Dataset, load_data
 from codeword.drop import Labelled, Limit, Scored, Trial, check_most
 from codeword.errors import DataError, PlanError
@@ -66,6 +67,7 @@ def fit(
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
     cache: Cache | Path | bool = False,
+    candidates: Candidates = "fast",
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -120,6 +122,7 @@ def fit(
         progress=progress,
         limit=limit,
         cache=cache if isinstance(cache, Cache) else Cache.of(cache),
+        candidates=candidates,
     )
     if finetune is None:
         if loss is not None or (validation is not None and limit is None) or checkpoint is not None or resume:
@@ -203,6 +206,7 @@ def compress(
     keep_nonfinite: bool = False,
     metadata: Mapping[str, str] | None = None,
     cache: Cache | Path | bool = False,
+    candidates: Candidates = "fast",
     progress: Progress | None = None,
     on_epoch: Callable[[History], None] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -220,7 +224,14 @@ def compress(
     vectors and two constants, which computes the same in eval mode; False for a net that is to be trained from the
     file. The same input, plan and seed give the same bytes with any number of workers. cache: a folder for what was
     coded, so that another target takes seconds; True is the platform's own, or $CODEWORD_CACHE. The file does not
-    depend on it.
+    depend on it. candidates: what the plan for a target is made of. "fast" is rate-aware scalars and rounded floats,
+    which nothing else comes near on convolutions; "all" tries vectors, templates, k-means and pruning on each tensor
+    too, and takes minutes.
+
+    max_drop: the smallest file that loses at most so many points of top-1 on `data`, a labelled Dataset or the name of
+    one, or on `validation`; better not the test set, which then would measure nothing. score: a function of the net,
+    in eval mode with the decoded weights, that is measured instead; higher is better. on_trial: told of each file that
+    was measured. What was measured is `Compressed.measured` of `fit`.
 
     finetune: train the compressed net on `data`, batches (x, y) or a Dataset, and learn from the uncompressed one;
     nothing else is made of the data then. loss: (output, target) -> scalar, instead of cross entropy. validation: what
@@ -253,6 +264,7 @@ def compress(
         keep_nonfinite=keep_nonfinite,
         metadata=metadata,
         cache=cache,
+        candidates=candidates,
         progress=progress,
         on_epoch=on_epoch,
         on_trial=on_trial,

@@ -18,6 +18,7 @@ from codeword import __version__, api, console, report, show
 from codeword.artifact import Artifact
 from codeword.atomic import make_folder
 from codeword.cache import Cache
+from codeword.candidates import Candidates
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.errors import WriteError
@@ -147,6 +148,13 @@ def compress(
         bool, typer.Option("--keep-nonfinite", help="Keep tensors with NaN or infinity losslessly, do not refuse them.")
     ] = False,
     no_cache: NoCache = False,
+    candidates: Annotated[
+        Candidates,
+        typer.Option(
+            metavar="fast|all",
+            help="What a target's plan is made of: rate-aware scalars, or the best of all methods; that takes minutes.",
+        ),
+    ] = "fast",
     model: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FACTORY", help="The net of IN, to run --data through or to train; needs --data."),
@@ -267,6 +275,7 @@ def compress(
                 workers=workers,
                 keep_nonfinite=keep_nonfinite,
                 cache=Cache.of(not no_cache, console.warn),
+                candidates=candidates,
                 progress=progress,
                 **rest,
             )

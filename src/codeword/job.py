@@ -17,6 +17,7 @@ from codeword import allocate, drop
 from codeword.artifact import Artifact
 from codeword.cache import Cache, Results
 from codeword.calibrate import examples, importance_from_data
+from codeword.candidates import Candidates
 from codeword.data import Dataset
 from codeword.errors import PlanError
 from codeword.execute import Importance, Progress, run
@@ -80,6 +81,7 @@ class Job:
     of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
     names; what they leave out is kept. fold_norms: whether to fold batch norms where a target or a limit decides; eps:
     theirs, if a module tells. cache: where coded tensors are kept for other files, of this job and of others.
+    candidates: what a target's plan is made of.
     """
 
     target: str | float | None
@@ -98,6 +100,7 @@ class Job:
     fold_norms: bool = False
     eps: Mapping[str, float] | None = None
     cache: Cache = field(default_factory=Cache)
+    candidates: Candidates = "fast"
 
     def folded(self, source: Source) -> Folded:
         """The source as this job sees it, with those norms folded that can be."""
@@ -112,6 +115,9 @@ class Job:
             select(source.infos, self.include, self.exclude),
             importance=self.importance,
             keep_nonfinite=self.keep_nonfinite,
+            candidates=self.candidates,
+            seed=self.seed,
+            results=Results(self.cache, folded, self.importance),
             progress=self.progress,
         )
         for norm in folded.norms:
