@@ -17,8 +17,8 @@ LAYERS = [
     "expr",
     "math kernels coding",
     "methods artifact cluster",
-    "plan target finetune sources safetensors_file calibrate sensitivity refine allocate cache candidates execute drop "
-    "fold job nn data evaluate zoo",
+    "plan target finetune sources safetensors_file calibrate sensitivity refine steer allocate cache candidates "
+    "execute drop fold job nn data evaluate zoo",
     "train runtime export peers front report",
     "api demo nets sweep forecast",
     "cli console show __main__",

@@ -199,7 +199,7 @@ def test_a_target_is_met_whatever_that_does_to_sizes(target):
     path, digits = lenet5_path(), load_data("digits", limit=50)
     made = codeword.fit(path, target, data=digits, net=load_net("codeword.zoo:lenet5", path))
     assert made.missed is None
-    assert 0.98 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
+    assert 0.99 * made.target_nbytes <= made.artifact.nbytes <= made.target_nbytes
 
 
 def test_targets_beyond_what_there_is():
@@ -216,7 +216,8 @@ def test_what_is_made_anew_has_the_seed_of_its_plan():
     plan = codeword.Plan((codeword.Rule("*.weight", method), codeword.Rule("*", Keep())), seed=7)
     seeds = []
 
-    def anew(artifact, methods, seed):
+    def anew(artifact, methods, seed, steering):
+        assert steering is None
         seeds.append(seed)
         return artifact
 

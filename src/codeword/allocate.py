@@ -139,7 +139,7 @@ class Mixed:
         kinds: dict[Method, list[tuple[float, float, float]]] = {}
         better = set[Method]()
         for method, taken, factor in others.rated(references, measured):
-            kind, lam = _with_lam(method, 1.0), _lam_of(method)
+            kind, lam = with_lam(method, 1.0), lam_of(method)
             if lam is None:
                 continue
             at = float(np.interp(taken, real, bits))
@@ -158,7 +158,7 @@ class Mixed:
 
     def settled(self, method: Method) -> Curve:
         """The curve of that method's kind alone, which has no jumps from one kind to another."""
-        return self._series.get(_with_lam(method, 1.0), self._scalars)
+        return self._series.get(with_lam(method, 1.0), self._scalars)
 
 
 class _Series(NamedTuple):
@@ -178,16 +178,16 @@ class _Series(NamedTuple):
         """What was measured, or lies between what was; beyond it the ends, of which more is not known."""
         octave = math.log2(lam * self.n)
         bits, cost = (float(np.interp(octave, self.octaves, part)) for part in (self.bits, self.costs))
-        return Point(_with_lam(self.kind, _four_digits(lam * self.n)), bits, 2.0**cost)
+        return Point(with_lam(self.kind, _four_digits(lam * self.n)), bits, 2.0**cost)
 
 
-def _lam_of(method: Method) -> float | None:
+def lam_of(method: Method) -> float | None:
     """Of rate-aware clustering, the rest of a pruned tensor's included; None for another method."""
     inner = method.then if isinstance(method, Prune) else method
     return inner.lam if isinstance(inner, RateAware) else None
 
 
-def _with_lam(method: Method, lam: float) -> Method:
+def with_lam(method: Method, lam: float) -> Method:
     """The same kind of rate-aware clustering at another lambda; other methods as they are."""
     if isinstance(method, Prune) and isinstance(method.then, RateAware):
         return msgspec.structs.replace(method, then=msgspec.structs.replace(method.then, lam=lam))

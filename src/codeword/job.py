@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import numpy as np
@@ -30,22 +29,22 @@ from codeword.methods.prune import Then
 from codeword.plan import Plan, select
 from codeword.refine import refined
 from codeword.sources import Source
+from codeword.steer import Steering
 from codeword.target import Target
 
 if TYPE_CHECKING:
     import torch
 
 DEFAULT_TARGET = "8x"
-_AIMED_TURNS = 3  # files made anew, each aimed by how much that changed the size of the last
-_TURNS = 6  # and more, each with one tensor less that is made anew: that whose size changed most
+_TURNS = 4  # files made anew at most, each steered by what the last came to
 _TRAINED_TOLERANCE = 0.02  # below the target: what counts as reached where training has the last word
-_AIM = 0.995  # of the budget: what the next is aimed at
+_AIM = 0.997  # of the budget: what they are steered to
 
 _CONSTANT_BITS = 8.0  # that a vector of one value takes, with others of its kind
 _FINEST = 22  # bits of mantissa, of float32's 23
 
-# A file, the methods it was made by, their seed -> the file made anew, as `refine.refined` does.
-Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method], int], Artifact]
+# A file, the methods it was made by, their seed, what chooses others -> the file made anew, as `refine.refined` does.
+Anew: TypeAlias = Callable[[Artifact, Mapping[str, Method], int, Steering | None], Artifact]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,7 @@ class Job:
         results = Results(self.cache, folded, self.importance) if self.cache.lasts else None
         artifact = self._execute(folded, methods, plan.seed, results)
         if self.anew is not None:
-            artifact = self.anew(artifact, methods, plan.seed)
+            artifact = self.anew(artifact, methods, plan.seed, None)
         kept = _kept(folded, methods, lossy, artifact, self.keep_nonfinite, chosen)
         return Compressed(artifact, plan, kept, None, None)
 
@@ -201,7 +200,7 @@ class Job:
             artifact = self._execute(folded, methods, self.seed, results)
             if self.anew is None or not any(isinstance(method, MomentsMethod) for method in methods.values()):
                 return artifact
-            return self.anew(artifact, methods, self.seed)
+            return self.anew(artifact, methods, self.seed, None)
 
         found = drop.smallest(self.curves(source), limit, make)
         lossless = all(method == Keep() for method in found.methods.values())
@@ -212,31 +211,25 @@ class Job:
         return Compressed(found.artifact, plan, kept, None, None, measured=found.measured)
 
     def _fit(self, source: Folded, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
-        """The best file within the budget, made anew, which changes its size: so several may have to be made."""
+        """The best file within the budget, made anew, which changes its size: so it is steered, and made again."""
         results = Results(self.cache, source, self.importance)
-
-        def to(goal: float) -> allocate.Fit:
-            return allocate.fit(curves, round(goal), lambda methods: self._execute(source, methods, self.seed, results))
-
-        first = to(budget)
-        free = {name for name, method in first.methods.items() if isinstance(method, MomentsMethod)}
-        if self.anew is None or not free:
+        first = allocate.fit(curves, budget, lambda methods: self._execute(source, methods, self.seed, results))
+        again = {name: method for name, method in first.methods.items() if isinstance(method, MomentsMethod)}
+        if self.anew is None or not again:
             return first
-        least, goal = (1 - allocate.TOLERANCE) * budget, _AIM * budget
-        aimed = found = to(goal)
-        for turn in range(_TURNS):
-            again = {name: method for name, method in found.methods.items() if name in free}
-            artifact = self.anew(found.artifact, again, self.seed)
-            reached = least <= artifact.nbytes <= budget
-            if reached or not first.reached:
-                return allocate.Fit(artifact, found.methods, reached)
-            if turn < _AIMED_TURNS:
-                goal *= _AIM * budget / artifact.nbytes
-                found = to(goal)
-            elif len(free) > 1:  # one whose size jumps keeps the codes that it had at first
-                free.remove(max(sorted(free), key=lambda name: _change(found.artifact, artifact, name)))
-                found = aimed
-        return first
+        if not first.reached:
+            return replace(first, artifact=self.anew(first.artifact, again, self.seed, None))
+        best, goal, factor = first, _AIM * budget, 1.0
+        for _ in range(_TURNS):
+            steering = Steering(curves, first.artifact, again, goal, factor)
+            artifact = self.anew(first.artifact, again, self.seed, steering)
+            reached = (1 - allocate.TOLERANCE) * budget <= artifact.nbytes <= budget
+            if reached or (artifact.nbytes <= budget and (best is first or artifact.nbytes > best.artifact.nbytes)):
+                best = allocate.Fit(artifact, first.methods | steering.methods, reached)
+            if reached:
+                break
+            goal, factor = goal * _AIM * budget / artifact.nbytes, steering.factor
+        return best
 
     def _execute(self, source: Folded, methods: Mapping[str, Method], seed: int, results: Results | None) -> Artifact:
         if all(method == Keep() for method in methods.values()):  # lossless means what there was
@@ -266,12 +259,11 @@ def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dat
     seen = examples(data)
     names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
     importance = {name: cost for name, cost in importance_from_data(model, seen).items() if name in names}
-    return importance, partial(refined, model=model, data=seen)
 
+    def anew(artifact: Artifact, methods: Mapping[str, Method], seed: int, steering: Steering | None) -> Artifact:
+        return refined(artifact, methods, seed, model=model, data=seen, steering=steering)
 
-def _change(before: Artifact, after: Artifact, name: str) -> int:
-    """By how many bytes a tensor's size differs."""
-    return abs(after.entries[name].nbytes - before.entries[name].nbytes)
+    return importance, anew
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeword.artifact import Artifact, Writer, code_tensor, tied_tensor
+from codeword.artifact import Artifact, CodedTensor, Writer, code_tensor, tied_tensor
 from codeword.calibrate import Visit, is_narrow, multiplied, run_on, watching, weight_layers
 from codeword.errors import DataError
 from codeword.evaluate import eval_mode
 from codeword.execute import express, tensor_seed
-from codeword.expr import Expr, decode
+from codeword.expr import decode
 from codeword.math.moments import DAMPING, Moments
 from codeword.methods import Method
 from codeword.methods.base import MomentsMethod
+from codeword.steer import Steering
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +43,14 @@ def refined(
     *,
     model: nn.Module,
     data: Sequence[torch.Tensor],
+    steering: Steering | None = None,
 ) -> Artifact:
     """The artifact with the weights of linear and convolution layers compressed anew by their methods, in order.
 
     artifact: of the model, by these methods. data: batches; those of the first one's shape are used, and fewer where
     activations are large, for those of all examples must be held at once. Weights whose methods make no use of moments,
-    and layers that the two nets do not reach in the same order, stay as they are. The model is not changed.
+    and layers that the two nets do not reach in the same order, stay as they are. steering: chooses methods instead,
+    as layers are reached. The model is not changed.
     Raises DataError if there is no example or the model does not take them, MismatchError if the artifact is of
     another model.
     """
@@ -59,7 +62,7 @@ def refined(
     wanted = {
         name for name in names & artifact.entries.keys() & methods.keys() if isinstance(methods[name], MomentsMethod)
     }
-    found: dict[str, Expr] = {}
+    found: dict[str, CodedTensor] = {}
 
     def compress(name: str, module: nn.Module, theirs: torch.Tensor, own: torch.Tensor) -> None:
         import torch
@@ -69,8 +72,12 @@ def refined(
         moments, target = _moments_and_target(dense, theirs, own)
         if moments is None:
             return
-        expr = express(target.cpu().numpy().reshape(weight.shape), methods[name], name, seed, moments)
-        found[name] = expr
+        method = methods[name] if steering is None else steering.choose(name)
+        expr = express(target.cpu().numpy().reshape(weight.shape), method, name, seed, moments)
+        entry = artifact.entries[name]
+        found[name] = code_tensor(name, entry.dtype, entry.shape, expr)
+        if steering is not None:
+            steering.made(name, found[name].nbytes)
         weight.copy_(torch.from_numpy(np.ascontiguousarray(decode(expr).astype(np.float32))))
 
     _side_by_side(model, coded, wanted, _examples(model, data), compress)
@@ -190,13 +197,13 @@ def _examples(model: nn.Module, data: Sequence[torch.Tensor]) -> torch.Tensor:
     return x[: max(1, _MOST_ACTIVATIONS // most)]
 
 
-def _with(artifact: Artifact, exprs: Mapping[str, Expr]) -> Artifact:
-    """The artifact with other expressions for some tensors."""
+def _with(artifact: Artifact, coded: Mapping[str, CodedTensor]) -> Artifact:
+    """The artifact with some tensors coded otherwise."""
     writer, index = Writer(), dict[str, int]()
     for entry in artifact.entries.values():
         if entry.tied_to is not None:
             writer.add(tied_tensor(entry.name, entry.dtype, entry.shape, index[entry.tied_to]))
             continue
-        expr = exprs[entry.name] if entry.name in exprs else artifact[entry.name]
-        index[entry.name] = writer.add(code_tensor(entry.name, entry.dtype, entry.shape, expr))
+        same = coded.get(entry.name) or code_tensor(entry.name, entry.dtype, entry.shape, artifact[entry.name])
+        index[entry.name] = writer.add(same)
     return writer.finish(dict(artifact.metadata))
