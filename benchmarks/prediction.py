@@ -132,8 +132,8 @@ def main() -> None:
     jobs += [("resnet20", target, "cifar10:train") for target in ("8x", "15x")] if arguments.data else []
     for net, target, data in jobs:
         rows.append(row(net, paths[net], target, data, arguments.runs))
+        JSON.write_text(json.dumps(rows, indent=1) + "\n")
         print(tables(rows[-1:]).splitlines()[-1], flush=True)
-    JSON.write_text(json.dumps(rows, indent=1) + "\n")
     print(tables(rows))
 
 

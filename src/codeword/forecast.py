@@ -48,6 +48,7 @@ _START = 25.0  # bytes of a header before the names
 _ENTRY = 35.0  # bytes of a header times the square root of the number of tensors: entries are deflated, and alike
 
 _PROBES = (1 << 12, 1 << 15)  # values of a tensor's rows that are compressed to see how long it takes
+_START_SECONDS, _TENSOR_SECONDS = 0.015, 0.0007  # that a plan takes, and each of its tensors, beside their values
 _SPACE = 24 << 20  # bytes that work takes whatever its size
 _SPACE_OF = {RateAware: 7.0, Keep: 18.0}  # bytes a weight of the largest tensor, at the height of its compression
 _SPACE_ELSE = 20.0  # by other methods
@@ -150,7 +151,7 @@ def dry_run(
     dense, size = sum(info.dense_nbytes for info in own), sum(info.size for info in own)
     errors = [point.cost for point in points.values() if point.cost > 0]
     paces = _paces(folded, own, points, job.importance or {}, seed)
-    seconds = 0.0
+    seconds = _START_SECONDS + _TENSOR_SECONDS * len(own)
     for info in own:
         fixed, each = paces.get(type(points[info.name].method), (0.0, 0.0))
         looked = looks[info.name].seconds(points[info.name].method, each)
