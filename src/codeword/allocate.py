@@ -279,7 +279,7 @@ def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
 
     No file is made: what the curves say is all there is to go by.
     """
-    lam = _lam(_solve(curves, nbytes))
+    lam = _lam(_solve(lambda step: sum(curve.at(_lam(step)).bits for curve in curves.values()) / 8, nbytes))
     return {name: curve.at(lam) for name, curve in curves.items()}
 
 
@@ -331,8 +331,7 @@ class _Search:
 
     def run(self) -> Fit:
         # Values with a pattern take less than their dtype's width: see first where the budget may be enough for them.
-        raw = sum(self._point(name, _RANGE[0]).bits for name in self._curves) / 8
-        found = self._lossless() if 2 * self._budget >= raw else None
+        found = self._lossless() if 2 * self._budget >= self._estimate(_RANGE[0]) else None
         if found is not None:
             return found
         under = self._bracket()
@@ -349,6 +348,10 @@ class _Search:
         if (name, step) not in self._points:
             self._points[name, step] = self._curves[name].at(_lam(step))
         return self._points[name, step]
+
+    def _estimate(self, step: int) -> float:
+        """Bytes of all tensors at one lambda."""
+        return sum(self._point(name, step).bits for name in self._curves) / 8
 
     def _make(self, methods: dict[str, Method]) -> tuple[int, dict[str, int]]:
         key = tuple(methods.values())
@@ -381,7 +384,7 @@ class _Search:
         """The file of the least lambda on the grid within the budget; None if there is none."""
         first, last = _RANGE  # what may be the least lambda within the budget
         under: _Made | None = None
-        step = _on_grid(_solve(self._curves, self._budget))
+        step = _solve(self._estimate, self._budget, _STRIDE)
         while first <= last:
             made = self._made(dict.fromkeys(self._curves, step))
             if made.nbytes <= self._budget:
@@ -391,8 +394,7 @@ class _Search:
             if self._is_enough():
                 break
             # Estimates are off by a factor that hardly depends on lambda.
-            estimate = sum(self._point(name, step).bits for name in self._curves) / 8
-            step = _on_grid(_solve(self._curves, self._budget * estimate / max(made.nbytes, 1)))
+            step = _solve(self._estimate, self._budget * self._estimate(step) / max(made.nbytes, 1), _STRIDE)
             if made.nbytes <= self._budget:
                 step -= _STRIDE  # to see that this is too large
             step = min(max(step, first), last)
@@ -455,37 +457,32 @@ def _better(best: Fit | None, new: Fit, budget: int) -> Fit:
     return min((best, new), key=lambda fit: fit.artifact.nbytes)
 
 
-def _solve(curves: Mapping[str, Curve], goal: float) -> int:
-    """The step of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved."""
+def _solve(nbytes_at: Callable[[int], float], goal: float, stride: int = 1) -> int:
+    """The step of the least lambda whose estimated bytes are within the goal: a bracket from a guess, then halved.
 
-    def within(step: int) -> bool:
-        return sum(curve.at(_lam(step)).bits for curve in curves.values()) / 8 <= goal
-
+    Only steps that the stride divides: a grid that is the same for each target, so that what was coded for one serves
+    another.
+    """
     first, last = _RANGE
     reach = 2 * _STEPS
     low = high = -20 * _STEPS  # about 3 bits a weight in a net of a million
-    if within(low):
-        while high == low or within(low):
+    if nbytes_at(low) <= goal:
+        while high == low or nbytes_at(low) <= goal:
             high, low, reach = low, max(low - reach, first), 2 * reach
             if high == first:
                 return first
     else:
-        while high == low or not within(high):
+        while high == low or nbytes_at(high) > goal:
             low, high, reach = high, min(high + reach, last), 2 * reach
             if low == last:
                 return last
-    while high - low > 1:
-        middle = (low + high) // 2
-        if within(middle):
+    while high - low > stride:
+        middle = (low + high) // (2 * stride) * stride
+        if nbytes_at(middle) <= goal:
             high = middle
         else:
             low = middle
     return high
-
-
-def _on_grid(step: int) -> int:
-    """The next step of the grid, the same for each target: so that what was coded for one serves another."""
-    return -(-step // _STRIDE) * _STRIDE
 
 
 def _lam(step: int) -> float:

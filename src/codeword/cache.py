@@ -32,7 +32,7 @@ _IN_MEMORY = 1 << 28  # bytes, of what was last put or got
 _MAGIC = b"codeword cache 1\n"
 _SWEEPS = 16  # of a folder, while as many bytes are written as it may hold
 _STALE = 3600  # seconds after which a file that nobody finished is removed
-_WORTH_A_FILE = 4096  # values of a tensor; smaller ones are coded as fast as a file is opened
+_WORTH_A_FILE = 256  # values of a tensor; smaller ones are coded as fast as a file is opened
 Warn: TypeAlias = Callable[[str], None]
 _T = TypeVar("_T")
 
