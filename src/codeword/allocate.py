@@ -31,6 +31,7 @@ from codeword.expr import DTYPES, FLOATS
 from codeword.math.bins import Bins, coarser, make_bins
 from codeword.math.moments import Moments
 from codeword.methods import Granularity, Keep, Method, Prune, RateAware, Scales, as_rows
+from codeword.sensitivity import from_weights
 from codeword.sources import Source, TensorInfo
 
 TOLERANCE = 0.01  # below the budget: what counts as reached
@@ -194,11 +195,25 @@ def with_lam(method: Method, lam: float) -> Method:
     return msgspec.structs.replace(method, lam=lam) if isinstance(method, RateAware) else method
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """The curve of a tensor whose relative error counts more than that of others, or less."""
+
+    curve: Curve
+    weight: float
+
+    def at(self, lam: float) -> Point:
+        """The point of the curve at the lambda that comes to the same."""
+        point = self.curve.at(lam / self.weight)
+        return point._replace(cost=self.weight * point.cost)
+
+
 def curves(
     source: Source,
     lossy: set[str],
     *,
     importance: Importance | None = None,
+    sensitivity: Mapping[str, float] | None = None,
     keep_nonfinite: bool = False,
     candidates: Candidates = "fast",
     seed: int = 0,
@@ -207,7 +222,9 @@ def curves(
 ) -> dict[str, Curve]:
     """The curve of each tensor that is not tied; those outside `lossy`, and those of integers, are kept as they are.
 
-    One pass over the weights; what stays in memory is a few thousand bins a tensor. candidates: "all" measures methods
+    One pass over the weights; what stays in memory is a few thousand bins a tensor. sensitivity: by what the relative
+    error of a tensor counts, 1 if it is not named; None for what the weights of a net with batch norms tell of it
+    (`codeword.sensitivity`), and all alike in other nets. candidates: "all" measures methods
     of every family too (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises
     PlanError for other candidates.
     """
@@ -217,6 +234,7 @@ def curves(
     normed = any(info.kind == "norm" and info.dtype in FLOATS for info in source.infos)
     granularity: Granularity = "row" if normed else "tensor"
     found: dict[str, Curve] = {}
+    norms: dict[str, tuple[float, int]] = {}
     own = [info for info in source.infos if info.tied_to is None]
     most_bins = min(max(_BINS // max(len(own), 1), _BINS_A_TENSOR[0]), _BINS_A_TENSOR[1])
     total, done = sum(info.size for info in own), 0
@@ -232,11 +250,22 @@ def curves(
             if candidates == "all" and isinstance(curve, Clustered) and weight.ndim > 1 and weight.size >= others.LEAST:
                 curve = _mixed(curve, weight, info, granularity, seed, cost, results)
             found[info.name] = curve
+            if weight.ndim > 1 and finite:
+                norms[info.name] = _energy(weight), weight.size
             del weight  # before the next is loaded: two large tensors at once would be the peak of memory
         else:
             found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
         done += info.size
-    return found
+    if sensitivity is None:
+        sensitivity = from_weights(norms) if any(info.name.endswith("running_var") for info in source.infos) else {}
+    return {name: Weighed(curve, sensitivity[name]) if name in sensitivity else curve for name, curve in found.items()}
+
+
+def _energy(weight: np.ndarray) -> float:
+    """The sum of squares, in pieces: a float64 copy of a large tensor would be the peak of memory."""
+    flat = weight.reshape(-1)
+    parts = (flat[at : at + (1 << 20)].astype(np.float64) for at in range(0, flat.size, 1 << 20))
+    return sum(float(part @ part) for part in parts)
 
 
 def _curve(weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, most_bins: int) -> Curve:
@@ -299,13 +328,23 @@ def fit(curves: dict[str, Curve], budget: int, compress: Callable[[dict[str, Met
     compress: makes files that differ in a few tensors, one after another, and had better know the others from before.
     """
     found = _Search(curves, budget, compress).run()
-    mixed = {name: curve for name, curve in curves.items() if isinstance(curve, Mixed)}
-    if found.reached or not mixed:
-        return found
     # Where a tensor goes over to another kind of method its size jumps: then let each keep to its kind.
-    settled = {name: curve.settled(found.methods[name]) for name, curve in mixed.items()}
+    settled = {name: _settled(curve, found.methods[name]) for name, curve in curves.items() if _is_mixed(curve)}
+    if found.reached or not settled:
+        return found
     again = _Search(curves | settled, budget, compress).run()
     return again if again.reached else found
+
+
+def _is_mixed(curve: Curve) -> bool:
+    return isinstance(curve.curve if isinstance(curve, Weighed) else curve, Mixed)
+
+
+def _settled(curve: Curve, method: Method) -> Curve:
+    """The curve without its jumps from one kind of method to another."""
+    if isinstance(curve, Weighed):
+        return Weighed(_settled(curve.curve, method), curve.weight)
+    return curve.settled(method) if isinstance(curve, Mixed) else curve
 
 
 class _Made(NamedTuple):

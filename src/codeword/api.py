@@ -27,7 +27,7 @@ from codeword.evaluate import evaluate as score_of
 from codeword.execute import Importance, Progress
 from codeword.finetune import Finetune, History
 from codeword.fold import eps_of
-from codeword.job import Anew, Compressed, Job, calibrated, runnable
+from codeword.job import Calibrated, Compressed, Job, calibrated, runnable
 from codeword.methods import Method
 from codeword.plan import Plan, parse_method
 from codeword.safetensors_file import write_safetensors
@@ -92,13 +92,14 @@ def fit(
     elif score is not None or on_trial is not None:
         raise PlanError("score and on_trial are for a largest drop; give max_drop=0.5 for instance too")
     data, validation = (load_data(it) if isinstance(it, str) else it for it in (data, validation))
-    anew: Anew | None = None
+    told: Calibrated | None = None
     if data is not None:
         if importance is not None and finetune is None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
         runs = runnable(source, model if net is None or finetune is not None else net)
         if finetune is None:
-            importance, anew = calibrated(source, runs, data)
+            told = calibrated(source, runs, data)
+            importance = told.importance
     elif net is not None and max_drop is None:
         raise PlanError("net is what data runs through: give data too")
     limit = (
@@ -110,7 +111,8 @@ def fit(
         plan=plan if plan is None or isinstance(plan, Plan) else Plan.load(plan),
         method=parse_method(method) if isinstance(method, str) else method,
         importance=check_importance(importance, source.infos) if importance is not None else None,
-        anew=anew,
+        sensitivity=None if told is None else told.sensitivity,
+        anew=None if told is None else told.anew,
         include=include,
         exclude=exclude,
         fold_norms=fold_norms and finetune is None,

@@ -83,7 +83,7 @@ class Forecast(msgspec.Struct, frozen=True):
     dense_nbytes: int
     ratio: float
     bits_per_weight: float
-    error: float  # mean over tensors of `TensorForecast.error`, of those that have any: what the planner keeps low
+    error: float  # mean over tensors of `TensorForecast.error`, of those that have any
     seconds: float  # to compress by this plan, in one process on this machine with nothing else to do
     peak_nbytes: int  # of memory, of the process that does it
     missed: str | None  # why the target cannot be met
@@ -135,8 +135,9 @@ def dry_run(
     if data is not None:
         start = time.perf_counter()
         seen = load_data(data) if isinstance(data, str) else data
-        cost, _ = calibrated(source, runnable(source, module), seen)
-        job, looking, held = replace(job, importance=cost), time.perf_counter() - start, _peak()
+        told = calibrated(source, runnable(source, module), seen)
+        job = replace(job, importance=told.importance, sensitivity=told.sensitivity)
+        looking, held = time.perf_counter() - start, _peak()
     folded = job.folded(source)
     own = [info for info in source.infos if info.tied_to is None]
     curves = job.curves(source)
@@ -147,6 +148,9 @@ def dry_run(
         known = {info.name: _Stored(curves[info.name], info, added[info.name]) for info in own}
         points = allocate.predicted(known, budget - header)
         added = {name: look.at(points[name].method) for name, look in looks.items()}
+    # Costs as errors again, of each tensor relative to itself.
+    counts = {name: curve.weight for name, curve in curves.items() if isinstance(curve, allocate.Weighed)}
+    points = {name: point._replace(cost=point.cost / counts.get(name, 1.0)) for name, point in points.items()}
     nbytes = round(header + sum(point.bits for point in points.values()) / 8)
     dense, size = sum(info.dense_nbytes for info in own), sum(info.size for info in own)
     errors = [point.cost for point in points.values() if point.cost > 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from codeword.methods.base import MomentsMethod
 from codeword.methods.prune import Then
 from codeword.plan import Plan, select
 from codeword.refine import refined
+from codeword.sensitivity import from_data
 from codeword.sources import Source
 from codeword.steer import Steering
 from codeword.target import Target
@@ -76,7 +77,8 @@ class Compressed:
 class Job:
     """What to make of a net. At most one of target, plan, method and limit is given; with none the target is 8x.
 
-    method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor. anew: what is made
+    method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor; sensitivity: how
+    much tensors count, if data tell. anew: what is made
     of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
     names; what they leave out is kept. fold_norms: whether to fold batch norms where a target or a limit decides; eps:
     theirs, if a module tells. cache: where coded tensors are kept for other files, of this job and of others.
@@ -95,6 +97,7 @@ class Job:
     keep_nonfinite: bool
     metadata: Mapping[str, str] | None
     progress: Progress | None
+    sensitivity: Mapping[str, float] | None = None
     limit: drop.Limit | None = None
     fold_norms: bool = False
     eps: Mapping[str, float] | None = None
@@ -113,6 +116,7 @@ class Job:
             folded,
             select(source.infos, self.include, self.exclude),
             importance=self.importance,
+            sensitivity=self.sensitivity,
             keep_nonfinite=self.keep_nonfinite,
             candidates=self.candidates,
             seed=self.seed,
@@ -254,8 +258,16 @@ def runnable(source: Source, model: Any) -> torch.nn.Module:  # noqa: ANN401
     raise PlanError(f"data needs a model to run; {source.location} is only weights: pass the torch module as net")
 
 
-def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dataset) -> tuple[Importance, Anew]:
-    """What a `Job` on the source makes of data that run through its module."""
+class Calibrated(NamedTuple):
+    """What a `Job` makes of data: the fields of those names."""
+
+    importance: Importance
+    sensitivity: Mapping[str, float]
+    anew: Anew
+
+
+def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dataset) -> Calibrated:
+    """What data that run through the module of a source tell. Raises DataError."""
     seen = examples(data)
     names = {info.name for info in source.infos}  # of a tied weight, file and module may each have one name
     importance = {name: cost for name, cost in importance_from_data(model, seen).items() if name in names}
@@ -263,7 +275,7 @@ def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dat
     def anew(artifact: Artifact, methods: Mapping[str, Method], seed: int, steering: Steering | None) -> Artifact:
         return refined(artifact, methods, seed, model=model, data=seen, steering=steering)
 
-    return importance, anew
+    return Calibrated(importance, from_data(model, seen, importance), anew)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 _EXAMPLES = 256
+_LEAST, _VALUES = 32, 1 << 22  # examples, and values of all their inputs together: fewer examples where those are large
 _BATCH = 64
 _MOST_OF_MEDIAN = 8.0
 _RANGE = 8.0  # about the geometric mean: a tensor that these data do not touch still is one
@@ -93,7 +94,7 @@ def _slopes(model: torch.nn.Module, data: Sequence[torch.Tensor]) -> dict[str, n
         return module.register_forward_hook(after)
 
     x = torch.cat([batch for batch in data if batch.shape[1:] == data[0].shape[1:]]) if data else torch.empty(0)
-    x = x[spread(len(x), _EXAMPLES)]
+    x = x[spread(len(x), min(_EXAMPLES, max(_LEAST, _VALUES // max(x[:1].numel(), 1))))]
     device = next((parameter.device for parameter in model.parameters()), None)
     handles = [watch(name, module) for name, module in layers.items()]
     try:

@@ -165,9 +165,9 @@ class _Run:
         wanted = {text: job for text, job in jobs.items() if text not in done}
         if not wanted:
             return
-        cost = None if self._seen is None else calibrated(self._source, self._module, self._seen)
-        if cost is not None:
-            wanted = {text: replace(job, importance=cost[0], anew=cost[1]) for text, job in wanted.items()}
+        if self._seen is not None:
+            told = calibrated(self._source, self._module, self._seen)._asdict()
+            wanted = {text: replace(job, **told) for text, job in wanted.items()}
         from codeword.nn import load_into
 
         curves = next(iter(wanted.values())).curves(self._source)
