@@ -44,6 +44,7 @@ _MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
 _LEAF_BITS = 96  # what another leaf costs in header and coder states, about
 _STEPS = 256  # of lambda an octave: 0.002 bits a weight
 _STRIDE = 32  # steps from one lambda of the grid to the next: 0.06 bits a weight
+_FINE = 32  # lambdas an octave that other kinds of methods are taken at
 _RANGE = (-60 * _STEPS, 14 * _STEPS)  # from where nothing is worth a bit to where nothing is worth keeping
 
 
@@ -148,14 +149,14 @@ class Mixed:
                 (math.log2(lam), at, float(np.interp(taken, real, costs)) + math.log2(factor))
             )
             better |= {kind} if factor < 1 else set()
-        for kind in better:
+        for kind in (kind for kind in kinds if kind in better):  # in an order that is always the same
             octaves, taken, cost = np.array(sorted(kinds[kind])).T
             self._series[kind] = _Series(kind, n, octaves, taken, cost)
 
     def at(self, lam: float) -> Point:
         """The best of all."""
-        inside = [series.at(lam) for series in self._series.values() if series.reaches(lam)]
-        return min((self._scalars.at(lam), *inside), key=lambda point: point.cost + lam * point.bits)
+        offers = (self._scalars.at(lam), *(series.best(lam) for series in self._series.values()))
+        return min(offers, key=lambda point: point.cost + lam * point.bits)
 
     def settled(self, method: Method) -> Curve:
         """The curve of that method's kind alone, which has no jumps from one kind to another."""
@@ -163,7 +164,7 @@ class Mixed:
 
 
 class _Series(NamedTuple):
-    """One kind of rate-aware clustering at several lambdas, rising."""
+    """One kind of rate-aware clustering at several lambdas of its own, rising."""
 
     kind: Method
     n: int
@@ -171,12 +172,18 @@ class _Series(NamedTuple):
     bits: np.ndarray
     costs: np.ndarray  # logarithms
 
-    def reaches(self, lam: float) -> bool:
-        """Whether it was measured above and below."""
-        return bool(self.octaves[0] <= math.log2(lam * self.n) <= self.octaves[-1])
+    def best(self, lam: float) -> Point:
+        """Of least cost + lam * bits, at whatever lambda of its own that is, between those measured.
+
+        The two differ where a kind takes an importance into account and the curves of scalars do not.
+        """
+        octaves = np.arange(math.ceil(_FINE * self.octaves[0]), math.floor(_FINE * self.octaves[-1]) + 1) / _FINE
+        bits, costs = (np.interp(octaves, self.octaves, part) for part in (self.bits, self.costs))
+        at = int(np.argmin(np.exp2(costs) + lam * bits))
+        return Point(with_lam(self.kind, _four_digits(2.0 ** octaves[at])), float(bits[at]), 2.0 ** float(costs[at]))
 
     def at(self, lam: float) -> Point:
-        """What was measured, or lies between what was; beyond it the ends, of which more is not known."""
+        """At the same lambda; beyond those measured with what the last of them took, for want of a better guess."""
         octave = math.log2(lam * self.n)
         bits, cost = (float(np.interp(octave, self.octaves, part)) for part in (self.bits, self.costs))
         return Point(with_lam(self.kind, _four_digits(lam * self.n)), bits, 2.0**cost)

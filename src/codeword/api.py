@@ -228,7 +228,7 @@ def compress(
     coded, so that another target takes seconds; True is the platform's own, or $CODEWORD_CACHE. The file does not
     depend on it. candidates: what the plan for a target is made of. "fast" is rate-aware scalars and rounded floats,
     which nothing else comes near on convolutions; "all" tries vectors, templates, k-means and pruning on each tensor
-    too, and takes minutes.
+    too, which may win a lot on large matrices, best with data, and takes minutes.
 
     max_drop: the smallest file that loses at most so many points of top-1 on `data`, a labelled Dataset or the name of
     one, or on `validation`; better not the test set, which then would measure nothing. score: a function of the net,
