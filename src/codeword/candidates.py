@@ -2,10 +2,10 @@
 
 Rate-aware scalars on a grid, whose errors cancel, are all that a plan is made of by default ("fast"). benchmarks/
 candidates.py says why: on convolutions nothing else comes near them, for vectors and templates have no errors that
-cancel, which is worth half a bit a weight and more; k-means, pruning by size and row scales never do. Rate-aware vectors
-win on some large matrices: the outputs of LeNet-300-100 at 30x are three times as near (with calibration data) to five
-times (without). Those of LeNet-5 without data are further off for them, though weights are nearer. So "all" is to be
-asked for, best with data; it takes many times as long, until the cache knows what came out.
+cancel, which is worth half a bit a weight and more; k-means, pruning by size and row scales never do. Rate-aware
+vectors win on some large matrices: the outputs of LeNet-300-100 at 30x are three times as near (with calibration data)
+to five times (without). Those of LeNet-5 without data are further off for them, though weights are nearer. So "all" is
+to be asked for, best with data; it takes many times as long, until the cache knows what came out.
 
 Two errors are measured, both relative: that of the weights, and that of outputs, e H e with H as it was measured or,
 without data, as compensation supposes it to be. A method counts for what it wins on scalars of as many bits by the one
