@@ -87,3 +87,19 @@ def test_errors_cost_less_at_the_output_than_those_of_nearest_codewords():
 def test_the_diagonal_of_groups():
     moments = Moments(np.stack([np.diag([1.0, 2.0]), np.diag([3.0, 4.0])]).astype(np.float32))
     assert moments.diagonal(4).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
+
+
+def test_few_vectors_are_trusted_less():
+    second = np.eye(8, dtype=np.float32)[None]
+    assert [Moments(second, count).damping for count in (None, 10**6, 320, 32, 4, 0)] == [
+        0.01,
+        0.01,
+        0.01,
+        pytest.approx(0.1),
+        pytest.approx(0.8),
+        pytest.approx(3.2),
+    ]
+    # U^T U is the inverse of 1 + damping: less of an error is passed on to inputs that hardly go together.
+    for count, damping in ((None, 0.01), (32, 0.1)):
+        (upper,) = Moments(second, count).factors
+        np.testing.assert_allclose(upper, np.eye(8) / np.sqrt(1 + damping), rtol=1e-6)

@@ -210,7 +210,7 @@ def _digest(values: np.ndarray) -> str:
 
 
 def _cost_digest(cost: np.ndarray | Moments) -> str:
-    values, kind = (cost.second, "moments") if isinstance(cost, Moments) else (cost, "each")
+    values, kind = (cost.second, f"moments {cost.damping!r}") if isinstance(cost, Moments) else (cost, "each")
     return f"{kind} {values.dtype} {values.shape} {_digest(values)}"
 
 

@@ -64,7 +64,7 @@ def importance_from_data(model: torch.nn.Module, data: Iterable[Any] | Dataset) 
         if not mean.any():
             continue  # nothing came through: no weight of it matters to these data, and others may wake it
         if is_narrow(layers[name]):
-            found[f"{name}.weight"] = Moments(mean)
+            found[f"{name}.weight"] = Moments(mean, counts[name])
             continue
         floor = 1e-3 * float(mean.mean())
         shape = tuple(layers[name].get_parameter("weight").shape)

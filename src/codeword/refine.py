@@ -23,7 +23,7 @@ from codeword.errors import DataError
 from codeword.evaluate import eval_mode
 from codeword.execute import express, tensor_seed
 from codeword.expr import decode
-from codeword.math.moments import DAMPING, Moments
+from codeword.math.moments import Moments
 from codeword.methods import Method
 from codeword.methods.base import MomentsMethod
 from codeword.steer import Steering
@@ -100,9 +100,12 @@ def _moments_and_target(
     if not bool((mean > 0).all()):
         return None, rows
     change = ((theirs - own).transpose(1, 2) @ own).double() / n
-    damped = second + (DAMPING * mean)[:, None, None] * torch.eye(columns, dtype=second.dtype, device=second.device)
+    moments = Moments(second.float().cpu().numpy(), n)
+    damped = second + (moments.damping * mean)[:, None, None] * torch.eye(
+        columns, dtype=second.dtype, device=second.device
+    )
     shift = torch.linalg.solve(damped, change, left=False)
-    return Moments(second.float().cpu().numpy()), (rows.double() + rows.double() @ shift).float()
+    return moments, (rows.double() + rows.double() @ shift).float()
 
 
 def _side_by_side(

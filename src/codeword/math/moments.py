@@ -9,7 +9,11 @@ import numpy as np
 
 from codeword.errors import PlanError
 
-DAMPING = 0.01  # of the mean of the diagonal, added to it: a sample is no certainty, and some inputs were never seen
+# Of the mean of the diagonal, added to it, for a sample is no certainty: at least so much, for some inputs were never
+# seen, and more where the inputs are not many times fewer than the vectors they were measured on, for then directions
+# that seem not to matter were only missed. LeNet-5's 800 inputs of fc1 and 1,024 images: 0.2 points at 40x.
+_LEAST_DAMPING = 0.01
+_DAMPING = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +24,18 @@ class Moments:
     """
 
     second: np.ndarray  # (g, c, c) float32, symmetric
+    count: int | None = None  # vectors x that it is the mean over; None: many times c
+
+    @property
+    def damping(self) -> float:
+        """What is added to the diagonal, over its mean, before it is inverted."""
+        inputs = self.second.shape[-1]
+        return _LEAST_DAMPING if self.count is None else max(_LEAST_DAMPING, _DAMPING * inputs / max(self.count, 1))
 
     @cached_property
     def factors(self) -> list[np.ndarray]:
         """`factor` of each group: found once, however many files are made."""
-        return [factor(second) for second in self.second]
+        return [factor(second, self.damping) for second in self.second]
 
     def diagonal(self, rows: int) -> np.ndarray:
         """(rows, c) float32: what a squared error of each weight costs if errors are independent."""
@@ -32,15 +43,15 @@ class Moments:
         return np.repeat(own, rows // len(own), axis=0)
 
 
-def factor(second: np.ndarray) -> np.ndarray:
-    """(c, c) float32 upper triangular U, for which U^T U is the inverse of H (c, c) / its mean diagonal, damped.
+def factor(second: np.ndarray, damping: float = _LEAST_DAMPING) -> np.ndarray:
+    """(c, c) float32 upper triangular U, for which U^T U is the inverse of H (c, c) / its mean diagonal + damping.
 
     Raises PlanError if H is not positive semidefinite: no second moments of anything.
     """
     h = second.astype(np.float64)
     mean = float(np.mean(np.diagonal(h))) or 1.0
     h /= mean
-    h[np.diag_indices_from(h)] += DAMPING
+    h[np.diag_indices_from(h)] += damping
     try:
         lower = np.linalg.cholesky(np.linalg.inv(h))
     except np.linalg.LinAlgError as error:
