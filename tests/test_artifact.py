@@ -338,6 +338,13 @@ def test_small_leaves_of_one_kind_share_a_stream_and_nothing_else(path):
         assert artifact.pools[1].nbytes < 640 * 8 / 8
 
 
+def test_constants_have_a_pool_of_their_own(path):
+    zeros = {f"frozen{at}.running_mean": ("float32", (32,), Raw(np.zeros(32, np.float32))) for at in range(5)}
+    write(norms(20) | zeros).save(path)
+    with Artifact.open(path) as artifact:
+        assert [(len(pool.sizes), pool.nbytes < 5) for pool in artifact.pools] == [(20, False), (20, False), (5, True)]
+
+
 def test_a_pool_is_decoded_once_while_there_is_room_for_it(path, monkeypatch):
     write(norms(3)).save(path)
     for room, decoded in ((1 << 24, 2), (100, 6)):

@@ -371,12 +371,9 @@ def _kept(
 
 
 def _constants(source: Folded) -> dict[str, str]:
-    """Statistics of folded norms, which are constants, and where they went."""
-    found: dict[str, str] = {}
-    for norm in source.norms:
-        why = f"constant: folded into {norm.weight} and {norm.bias}"
-        found |= dict.fromkeys((norm.running_mean, norm.running_var), why)
-    return found
+    """Statistics of folded norms, which are constants now."""
+    names = (name for norm in source.norms for name in (norm.running_mean, norm.running_var))
+    return dict.fromkeys(names, "folded into their norms' weight and bias")
 
 
 def _finite(values: np.ndarray) -> bool:

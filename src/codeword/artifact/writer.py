@@ -29,6 +29,8 @@ from codeword.artifact.layout import (
 )
 from codeword.artifact.pools import Filling
 from codeword.artifact.reader import Artifact
+from codeword.coding import Codec
+from codeword.coding.varint import Reader
 
 _SPOOL_NBYTES = 1 << 24  # stays in memory up to this size, then moves to a temporary file
 # Bytes of the shortest stream that is borrowed: two numbers to name it by may break the pattern that the header is
@@ -114,7 +116,16 @@ def _kind(name: str, leaf: CodedLeaf) -> _Kind | None:
         return None
     # "layer1.0.bn1.running_var": values of one tensor are like those of others whose name ends alike.
     ending = re.split(r"[^a-z]+", name.lower().rpartition(".")[2])[-1] if leaf.role == "values" else ""
-    return leaf.role, leaf.dtype, ending, str(size == 1)
+    return leaf.role, leaf.dtype, ending, "single" if size == 1 else "constant" if _is_constant(leaf) else ""
+
+
+def _is_constant(leaf: CodedLeaf) -> bool:
+    """Whether all its values are one: those among others would only blur what there is to learn."""
+    if leaf.codec is not Codec.PACKED:
+        return False
+    packed = Reader(leaf.stream, "leaf")
+    packed.varint()
+    return packed.byte() == 0  # the width
 
 
 def _digest(leaf: CodedLeaf) -> bytes:
