@@ -63,12 +63,14 @@ def _names(option: Any) -> str:
     # Short form last, as in the help of the program: `--out`, `-o`.
     names = sorted(option.opts, key=len, reverse=True)
     metavar = "" if option.is_flag else f" {_cell(option.metavar or option.name.upper())}"
-    return ", ".join(f"`{name}`" for name in [*names[1:][::-1], names[0] + metavar])
+    return ", ".join(f"`{name}`" for name in [*names[1:][::-1], names[0] + metavar, *option.secondary_opts])
 
 
 def _default(option: Any) -> str:
     if option.required:
         return "required"
+    if option.secondary_opts:
+        return f"`{(option.opts if option.default else option.secondary_opts)[0]}`"
     if option.is_flag or option.default in (None, [], ()):
         return "may be repeated" if option.multiple else ""
     return f"`{option.default}`"

@@ -20,11 +20,33 @@ sys.path.insert(0, str(BENCHMARKS))
 import generate_clustering  # noqa: E402
 import generate_training  # noqa: E402
 import section_calibration  # noqa: E402
+import section_candidates  # noqa: E402
+import section_fronts  # noqa: E402
+import section_planner  # noqa: E402
 
 from main_job import table, tables  # noqa: E402
 
+# In the order of the page, after what has been there for longest; a section of what was not measured is left out.
+SECTIONS = {
+    "calibration": section_calibration.calibration,
+    "max_drop": section_planner.drops,
+    "ordering": section_planner.ordering,
+    "prediction": section_planner.prediction,
+    "planner_time": section_planner.time,
+    "candidates": section_candidates.candidates,
+}
 
-def page(main_job: dict, peers: dict, compensation: list[dict], calibration: dict) -> str:
+
+def sections(benchmarks: Path) -> list[str]:
+    """What each benchmark says for itself."""
+    parts = section_fronts.fronts(benchmarks / "fronts")
+    for name, section in SECTIONS.items():
+        file = benchmarks / f"{name}.json"
+        parts += section(json.loads(file.read_text())) if file.exists() else []
+    return parts
+
+
+def page(main_job: dict, peers: dict, compensation: list[dict], rest: list[str]) -> str:
     parts = [
         "# Results",
         "<!-- Made by docs/generate_results.py from benchmarks/*.json. Edit those or the script, not this page. -->",
@@ -73,7 +95,7 @@ def page(main_job: dict, peers: dict, compensation: list[dict], calibration: dic
         "images, by which the method's constants were chosen, with and without errors made to cancel within kernels "
         "and rows.",
         table(["net, target", "bytes without", "divergence", "bytes with", "divergence", "less by"], rows),
-        *section_calibration.calibration(calibration),
+        *rest,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -105,15 +127,13 @@ def readme_table(main_job: dict, peers: dict) -> str:
 
 
 def main() -> None:
-    names = ("main_job", "peers", "compensation", "calibration")
-    main_job, peers, compensation, calibration = (
-        json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names
-    )
+    names = ("main_job", "peers", "compensation")
+    main_job, peers, compensation = (json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names)
     readme = README.read_text()
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     made = {
-        PAGE: page(main_job, peers, compensation, calibration),
+        PAGE: page(main_job, peers, compensation, sections(BENCHMARKS)),
         TRAINING: generate_training.page(ROOT),
         CLUSTERING: generate_clustering.page(BENCHMARKS),
         README: f"{before}{BEGIN}\n{readme_table(main_job, peers)}\n{END}{after}",

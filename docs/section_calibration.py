@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wording import head
+from wording import head, listed
 
 from main_job import table
 
@@ -16,6 +16,7 @@ def calibration(record: dict) -> list[str]:
         "of their layers, each layer compressed for the inputs that the compressed ones before it make. Nothing is "
         "retrained. Beside it the same target without data."
     ]
+    worse = []
     for name, net in record["dense"].items():
         rows = {(it["target"], it["images"]): it for it in record["rows"] if it["net"] == name}
         lines = []
@@ -24,6 +25,7 @@ def calibration(record: dict) -> list[str]:
             seen = next((it for (one, images), it in rows.items() if one == target and images), None)
             if without and seen:
                 drops = [f"{net['top1'] - it['top1']:+.2f}" for it in (without, seen)]
+                worse += [f"{name} at {target}"] if seen["top1"] < without["top1"] else []
                 lines.append(
                     [
                         target,
@@ -37,4 +39,4 @@ def calibration(record: dict) -> list[str]:
         if lines:
             parts.append(f"**{name}**, {net['data']}, top-1 {net['top1']:.2f} % uncompressed:")
             parts.append(table(["target", "bytes", "drop", "bytes with data", "drop", "took"], lines))
-    return parts
+    return [*parts, f"More is lost with data than without by {listed(worse)}."] if worse else parts

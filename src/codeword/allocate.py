@@ -1,9 +1,9 @@
 """One dial to a plan: a single lambda trades error against bits in every tensor, and is bisected on real files.
 
 Each tensor has a curve: for a lambda, the method of least cost + lambda * bits. The cost is the tensor's relative
-error, squared error over energy (times importance, if known), and it counts the same in every tensor whatever its size:
-noise of one relative size at any layer disturbs what follows about equally, which is all that is known without data.
-From it follows that a small layer gets more bits a weight than a large one.
+error, squared error over energy (times importance, if known), times how much the tensor counts: its sensitivity
+(`codeword.sensitivity`), by data or by the weights of a net with batch norms, else 1, whatever its size. From that
+follows that a small layer gets more bits a weight than a large one.
 
 Curves are estimates (entropy of binned weights), so `fit` compresses for real: at lambdas of a grid, an eighth of an
 octave wide, until two neighbours have the budget between them. From the smaller file single tensors then go to their
@@ -231,9 +231,9 @@ def curves(
 
     One pass over the weights; what stays in memory is a few thousand bins a tensor. sensitivity: by what the relative
     error of a tensor counts, 1 if it is not named; None for what the weights of a net with batch norms tell of it
-    (`codeword.sensitivity`), and all alike in other nets. candidates: "all" measures methods
-    of every family too (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises
-    PlanError for other candidates.
+    (`codeword.sensitivity`), and all alike in other nets. candidates: "all" measures methods of every family too
+    (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises PlanError for other
+    candidates.
     """
     if candidates not in get_args(Candidates):
         raise PlanError(f"candidates must be {' or '.join(get_args(Candidates))}, got {candidates!r}")

@@ -87,7 +87,7 @@ Against = Annotated[
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-cache", help="Look for nothing coded before, keep nothing ($CODEWORD_CACHE or its default)."),
+    typer.Option("--no-cache", help="Neither use nor keep what was coded for other targets ($CODEWORD_CACHE)."),
 ]
 FoldNorms = Annotated[
     bool,
@@ -152,7 +152,7 @@ def compress(
         Candidates,
         typer.Option(
             metavar="fast|all",
-            help="What a target's plan is made of: rate-aware scalars, or the best of all methods; that takes minutes.",
+            help="What a target's plan is made of: rate-aware scalars, or the best of all methods (minutes).",
         ),
     ] = "fast",
     model: Annotated[
@@ -163,7 +163,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Images by which errors cancel, labels unused; or to measure on, or to train on. Needs --model.",
+            help="Images by which errors cancel, labels unused; with --max-drop also to measure on, with --finetune to "
+            "train on. Needs --model.",
         ),
     ] = None,
     limit: Limit = None,
@@ -556,7 +557,7 @@ def sweep(
     ] = None,
     peers: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help=f"all, none, or of {', '.join(PEERS)}; those not installed are told."),
+        typer.Option(metavar="NAME,...", help=f"all, none, or of {', '.join(PEERS)}; it says which are not installed."),
     ] = "all",
     again: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Make points of codeword, or of a peer, again.")

@@ -78,11 +78,10 @@ class Job:
     """What to make of a net. At most one of target, plan, method and limit is given; with none the target is 8x.
 
     method: for all matrices and kernels; the rest is kept. importance: what errors cost, by tensor; sensitivity: how
-    much tensors count, if data tell. anew: what is made
-    of each file in the end, which may change its size. limit: what the net may lose. include, exclude: globs on tensor
-    names; what they leave out is kept. fold_norms: whether to fold batch norms where a target or a limit decides; eps:
-    theirs, if a module tells. cache: where coded tensors are kept for other files, of this job and of others.
-    candidates: what a target's plan is made of.
+    much tensors count, if data tell. anew: what is made of each file in the end, which may change its size. limit: what
+    the net may lose. include, exclude: globs on tensor names; what they leave out is kept. fold_norms: whether to fold
+    batch norms where a target or a limit decides; eps: theirs, if a module tells. cache: where coded tensors are kept
+    for other files, of this job and of others. candidates: what a target's plan is made of.
     """
 
     target: str | float | None
