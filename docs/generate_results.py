@@ -29,6 +29,7 @@ from main_job import table, tables  # noqa: E402
 # In the order of the page, after what has been there for longest; a section of what was not measured is left out.
 SECTIONS = {
     "calibration": section_calibration.calibration,
+    "efficientnet": section_planner.agreement,
     "max_drop": section_planner.drops,
     "ordering": section_planner.ordering,
     "prediction": section_planner.prediction,

@@ -1,4 +1,4 @@
-"""Sections of docs/results.md on the planner: how plans are ordered, what a dry run predicts, what a drop comes to."""
+"""Sections of docs/results.md on the planner: what a drop comes to, how plans are ordered, what a dry run predicts."""
 
 from __future__ import annotations
 
@@ -109,6 +109,37 @@ def drops(record: dict) -> list[str]:
         "the others; 95 % confidence in brackets. The test set is scored once, at the end. Nets scored: while "
         f"searching, on 5,000 images, and then on all. {said}Training images may lose more or less than others.",
         table(["net", "points", "bytes", "ratio", "drop measured", "on the test set", "nets scored", "took"], lines),
+    ]
+
+
+def agreement(record: dict) -> list[str]:
+    rows = record["rows"]
+    if not rows:
+        return []
+    parts = head("EfficientNet-Lite0", f"{DATA}python benchmarks/efficientnet.py", "efficientnet")
+    images = record["images"]
+    kinds = [
+        f"{name} (n = {facts['n']:,}, {facts['classes']} classes, the net's highest probability "
+        f"{facts['mean top probability']:.2f} on average)"
+        for name, facts in images.items()
+    ]
+    lines = [
+        [
+            row["target"],
+            "yes" if row["calibrated"] else "no",
+            f"{row['bytes']:,}",
+            f"{row['ratio']:.2f}x",
+            *(f"{row['agreement'][name]:.1f}" for name in images),
+            f"{row['seconds']:.0f} s",
+        ]
+        for row in rows
+    ]
+    return [
+        *parts,
+        "Trained on ImageNet, which is not at hand: what is counted is how often top-1 is that of the uncompressed net "
+        f"({record['dense_nbytes']:,} bytes), in percent, on {listed(kinds)}. With data: {record['calibration']}, "
+        "without labels.",
+        table(["target", "data", "bytes", "ratio", *images, "took"], lines),
     ]
 
 

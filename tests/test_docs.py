@@ -128,6 +128,17 @@ def test_planner_sections_say_where_ours_falls_short_and_leave_out_what_was_not_
         for it in ratios
     ]
     (tmp_path / "prediction.json").write_text(json.dumps(rows))
+    images = {"photographs": {"n": 20, "classes": 7, "mean top probability": 0.5}}
+    row = {
+        "target": "8x",
+        "calibrated": True,
+        "bytes": 900,
+        "ratio": 8.1,
+        "agreement": {"photographs": 95.5},
+        "seconds": 9,
+    }
+    net = {"dense_nbytes": 7290, "calibration": "4 crops", "images": images, "rows": [row]}
+    (tmp_path / "efficientnet.json").write_text(json.dumps(net))
     families = {"product, rate-aware": {"factor": 0.5}, "free, rate-aware": None}
     tensors = [
         {"tensor": "a", "families": families, "seconds": {"product, rate-aware": 2.0, "product, alone": 50.0}},
@@ -164,6 +175,7 @@ def test_planner_sections_say_where_ours_falls_short_and_leave_out_what_was_not_
     assert "Ours take 20 % less than rounding + xz; 35 % was wanted, which fell short at 8x (20 %)." in page
     assert "| small | 0.5 | 1,000 | 8.00x | +0.40 | +0.75 | 1 + 1 | 3 s |" in page
     assert "More than was asked for is lost on the test set by small (+0.75 for 0.5)." in page
+    assert "| 8x | yes | 900 | 8.10x | 95.5 | 9 s |" in page
     assert "Bytes are -1.0 % to +2.0 % off" in page
     assert "| product, rate-aware | 0.50 (a) |" in page
     assert "took 2 s (small)" in page
