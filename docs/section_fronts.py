@@ -28,7 +28,8 @@ def fronts(folder: Path) -> list[str]:
         "`codeword sweep`, by the commands of `benchmarks/fronts/README.md` (raw: `benchmarks/fronts/*/front.json`; "
         f"`front.md` beside them has all files). {COUNTED} Ahead: points of top-1 above the best peer that takes no "
         "more bytes. Rounding + xz: bytes beside what rounding a channel under xz takes for the same top-1. Second "
-        "table: points ahead of the next larger file of each peer, and how many times larger that is, up to twice.",
+        "table: points ahead of the next larger file of each peer, and how many times larger that is, up to twice. "
+        "Two nets that disagree on 1 % of 10,000 images differ by 0.1 points within one standard error.",
         *parts,
     ]
 
@@ -70,13 +71,13 @@ def said(found: list[Margin]) -> list[str]:
     ]
     saved = {it.row.settings: it.saved for it in found if it.saved is not None}
     if saved:
-        short = [f"{target} ({whole(share)})" for target, share in saved.items() if share < WANTED]
-        rest = f"; {whole(WANTED)} was wanted, which fell short at {listed(short)}" if short else ""
-        least, most = min(saved.values()), max(saved.values())
-        span = whole(least) if whole(least) == whole(most) else f"{whole(least)} to {whole(most)}"
-        texts.append(f"Ours take {span} less than rounding + xz{rest}.")
+        short = [f"{target} ({less(share)})" for target, share in saved.items() if share < WANTED]
+        rest = f"; {less(WANTED)} was wanted, which fell short at {listed(short)}" if short else ""
+        span = " to ".join(dict.fromkeys(less(share) for share in (max(saved.values()), min(saved.values()))))
+        texts.append(f"Beside rounding + xz ours take {span}{rest}.")
     return texts
 
 
-def whole(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def less(share: float) -> str:
+    """'-35 %' of bytes, of the share that is saved."""
+    return f"{-100 * share:+.0f} %"

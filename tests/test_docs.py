@@ -172,7 +172,7 @@ def test_planner_sections_say_where_ours_falls_short_and_leave_out_what_was_not_
     (folder / "front.json").write_text(json.dumps(front | {"margins": []}))
     page = "\n\n".join(generate_results.sections(tmp_path))
     assert "A peer within our bytes is more accurate at 8x (-0.50). No next larger file of one is." in page
-    assert "Ours take 20 % less than rounding + xz; 35 % was wanted, which fell short at 8x (20 %)." in page
+    assert "Beside rounding + xz ours take -20 %; -35 % was wanted, which fell short at 8x (-20 %)." in page
     assert "| small | 0.5 | 1,000 | 8.00x | +0.40 | +0.75 | 1 + 1 | 3 s |" in page
     assert "More than was asked for is lost on the test set by small (+0.75 for 0.5)." in page
     assert "| 8x | yes | 900 | 8.10x | 95.5 | 9 s |" in page
