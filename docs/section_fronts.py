@@ -29,7 +29,7 @@ def fronts(folder: Path) -> list[str]:
         f"`front.md` beside them has all files). {COUNTED} Ahead: points of top-1 above the best peer that takes no "
         "more bytes. Rounding + xz: bytes beside what rounding a channel under xz takes for the same top-1. Second "
         "table: points ahead of the next larger file of each peer, and how many times larger that is, up to twice. "
-        "Two nets that disagree on 1 % of 10,000 images differ by 0.1 points within one standard error.",
+        "Where 1 % of 10,000 images are right in one net only, a difference has a standard error of 0.1 points.",
         *parts,
     ]
 
