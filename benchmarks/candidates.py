@@ -26,9 +26,10 @@ from codeword import allocate, candidates, zoo
 from codeword.cache import Cache, Results
 from codeword.calibrate import examples, importance_from_data
 from codeword.candidates import Measured, families, fixed, is_compensated, measure, scalars
+from codeword.curves import curves_of
 from codeword.data import load_data
 from codeword.execute import Importance, run
-from codeword.methods import Keep, Prune, RateAware
+from codeword.methods import Granularity, Keep, Prune, RateAware
 from codeword.nn import load_into, state_dict
 from codeword.sources import Source, TensorInfo, open_source
 from compensation import log_probabilities
@@ -67,7 +68,7 @@ def best(references: list[Measured], measured: list[Measured], size: int) -> dic
     }
 
 
-def tensor_row(source: Source, info: TensorInfo, granularity: allocate.Granularity) -> dict:
+def tensor_row(source: Source, info: TensorInfo, granularity: Granularity) -> dict:
     weight = source.load(info.name)
     references = measure(weight, scalars(granularity), granularity, info.name, 0, None)
     found, seconds = {}, {}
@@ -88,7 +89,7 @@ def kind_of(method: object) -> str:
     return f"{name}{' free' if free else ''}"
 
 
-def sample_errors(source: Source, infos: list[TensorInfo], granularity: allocate.Granularity) -> list[dict]:
+def sample_errors(source: Source, infos: list[TensorInfo], granularity: Granularity) -> list[dict]:
     """Bits and errors measured on a quarter of the rows, over those of all."""
     found = []
     for info in infos:
@@ -129,7 +130,7 @@ def file_rows(
         for ratio in ratios:
             for kind in ("fast", "all"):
                 start = time.perf_counter()
-                curves = allocate.curves(source, names, importance=importance, candidates=kind, results=results)
+                curves = curves_of(source, names, importance=importance, candidates=kind, results=results)
                 seconds = time.perf_counter() - start
 
                 def compress(methods, source=source, importance=importance, results=results):
@@ -169,7 +170,7 @@ def main() -> None:
         result = json.loads(JSON.read_text()) | {"files": []}
     for name, (path, factory, spec, ratios) in nets.items():
         source = open_source(path)
-        granularity: allocate.Granularity = "row" if any(info.kind == "norm" for info in source.infos) else "tensor"
+        granularity: Granularity = "row" if any(info.kind == "norm" for info in source.infos) else "tensor"
         infos = [info for info in source.infos if len(info.shape) > 1 and info.size >= candidates.LEAST]
         chosen = infos[::3] if len(infos) > 10 else infos
         if not arguments.files_only:

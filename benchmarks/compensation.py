@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from codeword import allocate, zoo
+from codeword.curves import curves_of
 from codeword.data import load_data
 from codeword.execute import run
-from codeword.methods import RateAware
+from codeword.methods import Keep, RateAware
 from codeword.nn import load_into, state_dict
 from codeword.sources import open_source
 
@@ -48,12 +49,10 @@ def main() -> None:
     for name, (path, factory, spec, ratios) in nets.items():
         images = load_data(spec, limit=IMAGES).x
         source = open_source(path)
-        curves = allocate.curves(source, {info.name for info in source.infos})
+        curves = curves_of(source, {info.name for info in source.infos})
         dense = sum(info.dense_nbytes for info in source.infos)
         model = factory()
-        model.load_state_dict(
-            state_dict(run(source, {info.name: allocate.Keep() for info in source.infos})), strict=False
-        )
+        model.load_state_dict(state_dict(run(source, {info.name: Keep() for info in source.infos})), strict=False)
         reference = log_probabilities(model, images)
         for ratio in ratios:
             row: dict = {"net": name, "data": spec, "n": IMAGES, "ratio": ratio}

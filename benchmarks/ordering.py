@@ -26,9 +26,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from codeword import allocate
 from codeword.atomic import replacing
 from codeword.calibrate import examples, importance_from_data, spread
+from codeword.curves import curves_of
 from codeword.data import load_data
 from codeword.execute import run
 from codeword.nets import load_net
@@ -58,7 +58,7 @@ class Net:
     def __init__(self, name: str, folder: Path) -> None:
         path = folder / f"cifar10_{name}.safetensors"
         self.model, self.source = load_net(f"codeword.zoo:{name}", path).eval(), open_source(path)
-        self.curves = allocate.curves(self.source, {info.name for info in self.source.infos})
+        self.curves = curves_of(self.source, {info.name for info in self.source.infos})
         train = load_data("cifar10:train")
         seen = examples(train)
         moments = importance_from_data(self.model, seen)

@@ -10,6 +10,7 @@ import pytest
 import codeword
 from codeword import Keep, RateAware, TargetMissed, allocate
 from codeword.artifact import Artifact
+from codeword.curves import Point, curves_of
 from codeword.expr import lookups
 from codeword.sources import open_source
 from codeword.zoo import lenet5_path
@@ -45,7 +46,7 @@ def on_target(made):
 def test_a_curve_costs_less_and_takes_more_bits_as_lambda_falls(granularity, weighted):
     net = {"w.weight": laplacian(64, 8, 3, 3)} | ({"bn.weight": np.ones(8, np.float32)} if granularity == "row" else {})
     h = {"w.weight": np.random.default_rng(1).lognormal(size=(64, 8, 3, 3)).astype(np.float32)} if weighted else None
-    curve = allocate.curves(open_source(net), set(net), importance=h)["w.weight"]
+    curve = curves_of(open_source(net), set(net), importance=h)["w.weight"]
     points = [curve.at(2.0**step) for step in range(0, -60, -1)]
     assert points[0].method.granularity == granularity
     bits, costs = [point.bits for point in points], [point.cost for point in points]
@@ -57,7 +58,7 @@ def test_a_curve_costs_less_and_takes_more_bits_as_lambda_falls(granularity, wei
 
 
 def test_a_short_vector_is_rounded_to_fewer_and_fewer_bits():
-    curve = allocate.curves(open_source({"b": laplacian(300)}), {"b"})["b"]
+    curve = curves_of(open_source({"b": laplacian(300)}), {"b"})["b"]
     methods = [curve.at(2.0**step).method for step in range(0, -60, -1)]
     kept = [23 if method.mantissa_bits is None else method.mantissa_bits for method in methods]
     assert kept == sorted(kept)
@@ -67,14 +68,14 @@ def test_a_short_vector_is_rounded_to_fewer_and_fewer_bits():
 
 def test_what_may_not_change_has_one_point():
     net = {"w": laplacian(64, 64), "steps": np.arange(9), "tail": np.zeros((0, 3), np.float32)}
-    curves = allocate.curves(open_source(net), {"steps", "tail"})
+    curves = curves_of(open_source(net), {"steps", "tail"})
     for name, value in net.items():
         assert {curves[name].at(lam) for lam in (1e-9, 1, 1e9)} == {(Keep(), 8.0 * value.nbytes, 0.0)}
 
 
 def test_predicted_points_take_at_most_the_bytes_asked_for_and_hardly_less():
     source = open_source(lenet5_path())
-    curves = allocate.curves(source, {info.name for info in source.infos})
+    curves = curves_of(source, {info.name for info in source.infos})
     for nbytes in (60_000, 200_000):
         bits = sum(point.bits for point in allocate.predicted(curves, nbytes).values())
         assert 0.99 * 8 * nbytes < bits <= 8 * nbytes
@@ -104,11 +105,11 @@ def test_a_jump_of_the_largest_tensor_is_made_up_by_the_others():
     # Sizes in steps of a kilobyte: one tensor of 9 KB or 4 KB, and nine that can be anything from 100 to 1000 bytes.
     class Jumps:
         def at(self, lam):
-            return allocate.Point(RateAware(float(lam)), 8 * (9000.0 if lam < 1 else 4000.0), float(lam))
+            return Point(RateAware(float(lam)), 8 * (9000.0 if lam < 1 else 4000.0), float(lam))
 
     class Smooth:
         def at(self, lam):
-            return allocate.Point(RateAware(float(lam)), 8 * (100 + 900 / (1 + lam * 4)), float(lam))
+            return Point(RateAware(float(lam)), 8 * (100 + 900 / (1 + lam * 4)), float(lam))
 
     class File:
         def __init__(self, methods):
@@ -136,7 +137,7 @@ class Steps:
 
     def at(self, lam):
         steps = min(max(-np.floor(np.log2(lam) * 8 + 1e-9), 0), 3)
-        return allocate.Point(RateAware(float(lam)), 8 * (self.least + 1000 * steps), self.gain * (3 - steps))
+        return Point(RateAware(float(lam)), 8 * (self.least + 1000 * steps), self.gain * (3 - steps))
 
 
 class Sum:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import codeword
-from codeword import KernelTemplates, KMeans, ProductQuantization, Prune, RateAware, allocate, candidates
+from codeword import KernelTemplates, KMeans, ProductQuantization, Prune, RateAware, candidates
 from codeword.artifact import code_tensor
 from codeword.cache import Cache, Results
 from codeword.candidates import Measured, families, measure, rated, scalars
+from codeword.curves import Mixed, Point, curves_of
 from codeword.errors import PlanError
 from codeword.execute import express
 from codeword.kernels.compensate import FAR, NEAR
@@ -52,7 +53,7 @@ class Straight:
 
     def at(self, lam):
         octaves = -math.log2(lam * 1000)
-        return allocate.Point(RateAware(lam), 1000 + 100 * octaves, 2 ** (-3 - octaves))
+        return Point(RateAware(lam), 1000 + 100 * octaves, 2 ** (-3 - octaves))
 
 
 N = 10
@@ -75,7 +76,7 @@ def mixed(factors):
         for octave, factor in factors.items()
         for at in [OCTAVES[octave]]
     ]
-    return allocate.Mixed(Straight(), N, REFERENCES, measured)
+    return Mixed(Straight(), N, REFERENCES, measured)
 
 
 def test_the_lower_hull_by_hand():
@@ -190,10 +191,10 @@ def test_what_was_measured_is_kept(monkeypatch):
 def test_a_kept_measurement_of_another_kind_is_measured_again():
     source = open_source({"w": pairs(32, 32)})
     results = Results(Cache(), source)
-    fresh = allocate.curves(source, {"w"}, candidates="all", results=results)["w"].at(1e-4)
+    fresh = curves_of(source, {"w"}, candidates="all", results=results)["w"].at(1e-4)
     for key in list(results._cache._memory):
         results._cache.put(key, b"\x93\x01\x02\x03")
-    assert allocate.curves(source, {"w"}, candidates="all", results=results)["w"].at(1e-4) == fresh
+    assert curves_of(source, {"w"}, candidates="all", results=results)["w"].at(1e-4) == fresh
 
 
 def test_other_candidates_are_an_error():

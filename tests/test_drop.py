@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import codeword
 from codeword import zoo
-from codeword.allocate import Point
 from codeword.cli import app
+from codeword.curves import Point
 from codeword.data import Dataset, load_data
 from codeword.drop import Labelled, Limit, Loss, paired, smallest
 from codeword.errors import CodewordError, DataError, PlanError, TargetError

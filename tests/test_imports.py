@@ -17,7 +17,7 @@ LAYERS = [
     "expr",
     "math kernels coding",
     "methods artifact cluster",
-    "plan target finetune sources safetensors_file calibrate sensitivity refine steer allocate cache candidates "
+    "plan target finetune sources safetensors_file calibrate sensitivity refine steer allocate curves cache candidates "
     "execute drop fold job nn data evaluate zoo",
     "train runtime export peers front report",
     "api demo nets sweep forecast",

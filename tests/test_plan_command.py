@@ -8,7 +8,7 @@ import pytest
 
 import codeword
 from codeword import Keep, KMeans, Plan, ProductQuantization, Prune, RateAware, zoo
-from codeword.allocate import Point
+from codeword.curves import Point
 from codeword.errors import NonFiniteError, PlanError, TargetError
 from codeword.forecast import Added, header_nbytes, stored
 from codeword.plan import method_line, parse_method

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import codeword
-from codeword.allocate import curves, lam_of
+from codeword.curves import curves_of, lam_of
 from codeword.methods import Keep, RateAware
 from codeword.sources import open_source
 from codeword.steer import Steering
@@ -41,7 +41,7 @@ def plan(net, first, **options):
     methods = {name: method for name, method in first.plan.resolve(open_source(net).infos).items() if name in NAMES}
     assert all(isinstance(method, RateAware) for method in methods.values())
     planned = {name: first.artifact.entries[name].nbytes for name in NAMES}
-    offered = curves(open_source(net), set(net))
+    offered = curves_of(open_source(net), set(net))
     return Steering(offered, first.artifact, methods, **{"goal": first.artifact.nbytes} | options), planned
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_reached_ends_at_the_ends(net, first):
 
 def test_methods_without_a_lambda_stay(net, first):
     methods = {"a": RateAware(0.1), "b": Keep(4)}
-    steering = Steering(curves(open_source(net), set(net)), first.artifact, methods, 0.5 * first.artifact.nbytes)
+    steering = Steering(curves_of(open_source(net), set(net)), first.artifact, methods, 0.5 * first.artifact.nbytes)
     assert steering.choose("b") == Keep(4)
     steering.made("b", 4000)
     assert lam_of(steering.choose("a")) > 0.1

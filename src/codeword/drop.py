@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from codeword.allocate import Curve
 from codeword.artifact import Artifact
 from codeword.calibrate import spread
+from codeword.curves import Curve
 from codeword.data import Dataset
 from codeword.errors import DataError, TargetError
 from codeword.evaluate import eval_mode, hits

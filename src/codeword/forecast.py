@@ -22,8 +22,8 @@ import msgspec
 import numpy as np
 
 from codeword import allocate
-from codeword.allocate import Curve, Point
 from codeword.artifact import code_tensor
+from codeword.curves import Curve, Point, Weighed
 from codeword.data import Dataset, load_data
 from codeword.execute import Cost, Importance, Progress, express
 from codeword.expr import decode, lookups
@@ -149,7 +149,7 @@ def dry_run(
         points = allocate.predicted(known, budget - header)
         added = {name: look.at(points[name].method) for name, look in looks.items()}
     # Costs as errors again, of each tensor relative to itself.
-    counts = {name: curve.weight for name, curve in curves.items() if isinstance(curve, allocate.Weighed)}
+    counts = {name: curve.weight for name, curve in curves.items() if isinstance(curve, Weighed)}
     points = {name: point._replace(cost=point.cost / counts.get(name, 1.0)) for name, point in points.items()}
     nbytes = round(header + sum(point.bits for point in points.values()) / 8)
     dense, size = sum(info.dense_nbytes for info in own), sum(info.size for info in own)

@@ -17,6 +17,7 @@ from codeword.artifact import Artifact
 from codeword.cache import Cache, Results
 from codeword.calibrate import examples, importance_from_data
 from codeword.candidates import Candidates
+from codeword.curves import Curve, Fixed, Point, curves_of
 from codeword.data import Dataset
 from codeword.errors import PlanError
 from codeword.execute import Importance, Progress, run
@@ -108,10 +109,10 @@ class Job:
         lossy = select(source.infos, self.include, self.exclude)
         return Folded(source, foldable(source, lossy, self.eps) if self.fold_norms else {})
 
-    def curves(self, source: Source) -> dict[str, allocate.Curve]:
+    def curves(self, source: Source) -> dict[str, Curve]:
         """What each tensor offers, whatever the target. Raises PlanError, SourceError."""
         folded = self.folded(source)
-        found = allocate.curves(
+        found = curves_of(
             folded,
             select(source.infos, self.include, self.exclude),
             importance=self.importance,
@@ -124,7 +125,7 @@ class Job:
         )
         for norm in folded.norms:
             found |= {name: _NeverExact(found[name]) for name in (norm.weight, norm.bias)}
-            found |= dict.fromkeys((norm.running_mean, norm.running_var), allocate.Fixed(_CONSTANT_BITS))
+            found |= dict.fromkeys((norm.running_mean, norm.running_var), Fixed(_CONSTANT_BITS))
         return found
 
     def budget(self, source: Source) -> tuple[Target, int]:
@@ -138,7 +139,7 @@ class Job:
         source: Source,
         zeros: frozenset[str] = frozenset(),
         aim: float = 1.0,
-        curves: Mapping[str, allocate.Curve] | None = None,
+        curves: Mapping[str, Curve] | None = None,
     ) -> Compressed:
         """Compress it.
 
@@ -178,7 +179,7 @@ class Job:
         lossy: set[str],
         zeros: frozenset[str],
         aim: float,
-        curves: Mapping[str, allocate.Curve] | None,
+        curves: Mapping[str, Curve] | None,
     ) -> Compressed:
         wanted, budget = self.budget(source)
         curves = self.curves(source) if curves is None else curves
@@ -213,7 +214,7 @@ class Job:
         kept = _kept(folded, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, plan, kept, None, None, measured=found.measured)
 
-    def _fit(self, source: Folded, curves: dict[str, allocate.Curve], budget: int) -> allocate.Fit:
+    def _fit(self, source: Folded, curves: dict[str, Curve], budget: int) -> allocate.Fit:
         """The best file within the budget, made anew, which changes its size: so it is steered, and made again."""
         results = Results(self.cache, source, self.importance)
         first = allocate.fit(curves, budget, lambda methods: self._execute(source, methods, self.seed, results))
@@ -281,9 +282,9 @@ def calibrated(source: Source, model: torch.nn.Module, data: Iterable[Any] | Dat
 class _NeverExact:
     """The curve of a tensor that is another already than the original's: to keep every bit of it is no use."""
 
-    curve: allocate.Curve
+    curve: Curve
 
-    def at(self, lam: float) -> allocate.Point:
+    def at(self, lam: float) -> Point:
         """The point of the curve, at most with the most bits of mantissa that rounding leaves."""
         point = self.curve.at(lam)
         return point._replace(method=Keep(_FINEST)) if point.method == Keep() else point
@@ -299,9 +300,9 @@ def _folds(norm: Norm, methods: Mapping[str, Method]) -> bool:
 class _ZerosStay:
     """The curve of a pruned tensor: its zeros are no matter of lambda."""
 
-    curve: allocate.Curve
+    curve: Curve
 
-    def at(self, lam: float) -> allocate.Point:
+    def at(self, lam: float) -> Point:
         """The point of the weights that are there."""
         point = self.curve.at(lam)
         return point._replace(method=_with_zeros(point.method))

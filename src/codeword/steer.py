@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from codeword.allocate import Curve, lam_of, with_lam
 from codeword.artifact import Artifact
+from codeword.curves import Curve, lam_of, with_lam
 from codeword.methods import Method
 
 _OCTAVES = np.arange(-12, 13) / 4  # that lambda may move by
