@@ -144,7 +144,7 @@ def test_an_impossible_target_gives_the_nearest_file(tmp_path, target):
         (np.full((30, 40), 0.3, np.float32), "the lossless file has 4"),
         (np.full((30, 40), np.finfo(np.float32).max), "the lossless file has 4"),
         (np.zeros((0, 3), np.float32), "the smallest file there is has 3"),
-        (np.array([2.0], np.float32), "the smallest file there is has 3"),
+        (np.array([2.0], np.float32), "the smallest file there is has 4"),
     ],
     ids=["constant", "constant of the largest", "empty", "one weight"],
 )
