@@ -28,7 +28,7 @@ from codeword.curves import Curve
 from codeword.data import Dataset
 from codeword.errors import DataError, TargetError
 from codeword.evaluate import eval_mode, hits
-from codeword.methods import Keep, Method
+from codeword.methods import Keep, Method, is_lossless
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,7 +253,7 @@ class _Search:
         """With its loss on the examples of the search, which is measured once."""
         key = tuple(made.methods.values())
         if key not in self._known:
-            lossless = _is_lossless(made.methods)
+            lossless = is_lossless(made.methods.values())
             self._known[key] = (
                 made.loss if lossless else self._told(made, self._judge.glance(made.artifact), check=False)
             )
@@ -297,7 +297,7 @@ class _Search:
                 off = math.log2(made.loss.drop / aim) if aim and made.loss.drop < math.inf else 0.0
                 made = self._made(max(made.at - max(off / slope, step), _RANGE[0]))
                 step *= 4
-            if not _is_lossless(made.methods):
+            if not is_lossless(made.methods.values()):
                 made = made._replace(loss=self._told(made, self._judge.check(made.artifact), check=True))
             if made.loss.drop <= self._most:
                 return made
@@ -356,7 +356,3 @@ class _Search:
             trials=self._trials,
             note=note,
         )
-
-
-def _is_lossless(methods: Mapping[str, Method]) -> bool:
-    return all(method == Keep() for method in methods.values())

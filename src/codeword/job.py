@@ -24,7 +24,7 @@ from codeword.execute import Importance, Progress, run
 from codeword.expr import FLOATS, Raw
 from codeword.finetune import History
 from codeword.fold import Folded, Norm, foldable, norms_of
-from codeword.methods import Keep, Method, Prune
+from codeword.methods import Keep, Method, Prune, is_lossless
 from codeword.methods.base import MomentsMethod
 from codeword.methods.prune import Then
 from codeword.plan import Plan, select
@@ -186,7 +186,7 @@ class Job:
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
         folded = self.folded(source)
         found = self._fit(folded, curves, round(aim * budget))
-        lossless = all(method == Keep() for method in found.methods.values())
+        lossless = is_lossless(found.methods.values())
         folds = bool(folded.eps) and not lossless
         made = Plan.of(found.methods, source.infos, self.seed, wanted.text, fold_norms=folds)
         below = "lossless file" if lossless else "nearest file below it"
@@ -207,7 +207,7 @@ class Job:
             return self.anew(artifact, methods, self.seed, None)
 
         found = drop.smallest(self.curves(source), limit, make)
-        lossless = all(method == Keep() for method in found.methods.values())
+        lossless = is_lossless(found.methods.values())
         folds = bool(folded.eps) and not lossless
         plan = Plan.of(found.methods, source.infos, self.seed, None, fold_norms=folds)
         why = "not worth an error at this drop"
@@ -236,7 +236,7 @@ class Job:
         return best
 
     def _execute(self, source: Folded, methods: Mapping[str, Method], seed: int, results: Results | None) -> Artifact:
-        if all(method == Keep() for method in methods.values()):  # lossless means what there was
+        if is_lossless(methods.values()):  # lossless means what there was
             source, results = Folded(source.source, {}), None
         return run(
             source,
@@ -343,7 +343,7 @@ def _kept(
 ) -> dict[str, str]:
     """Why each tensor that is stored losslessly is; `chosen` says who decided where there was a choice."""
     reasons: dict[str, str] = {}
-    folded = {} if all(method == Keep() for method in methods.values()) else _constants(source)
+    folded = {} if is_lossless(methods.values()) else _constants(source)
     for info in source.infos:
         if info.tied_to is not None:
             continue

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
 from codeword.methods.prune import Prune
 from codeword.methods.rate_aware import RateAware, Start
-from codeword.methods.scalar import Keep, KMeans, round_mantissa
+from codeword.methods.scalar import Keep, KMeans, is_lossless, round_mantissa
 from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd, RowScaled
 from codeword.methods.vector import KernelTemplates, ProductQuantization
 
@@ -43,6 +43,7 @@ __all__ = [
     "Scales",
     "Start",
     "as_rows",
+    "is_lossless",
     "round_mantissa",
     "row_scales",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from codeword.expr import Expr, Raw, dtype_name
 from codeword.kernels.groups import LARGEST, cluster_groups
 from codeword.math.bins import Bins, assign_members, make_bins, weighted_means
 from codeword.math.kmeans import kmeans, midpoints
-from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
+from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales, rows_of, shared
 
 _AT_ONCE = 1 << 22  # weights of groups that are clustered together
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
@@ -33,6 +34,11 @@ class Keep(msgspec.Struct, frozen=True, tag_field="method", tag="keep", forbid_u
         if self.mantissa_bits is None or dtype_name(weight.dtype) not in _MANTISSA:
             return Raw(weight)
         return Raw(round_mantissa(weight, self.mantissa_bits))
+
+
+def is_lossless(methods: Iterable[Method]) -> bool:
+    """Whether they keep every bit of a net."""
+    return all(method == Keep() for method in methods)
 
 
 class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forbid_unknown_fields=True):
