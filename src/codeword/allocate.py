@@ -20,9 +20,11 @@ from codeword.methods import Keep, Method
 TOLERANCE = 0.01  # below the budget: what counts as reached
 _GOOD = 0.002  # below the budget: what ends the search early
 _MOST_ROUNDS = 64  # files made at all
+GRID = 8  # lambdas an octave that files are made at: 0.06 bits a weight from one to the next
+OCTAVES = (-60, 14)  # log2 of lambda, from where nothing is worth a bit to where nothing is worth keeping
 _STEPS = 256  # of lambda an octave: 0.002 bits a weight
-_STRIDE = 32  # steps from one lambda of the grid to the next: 0.06 bits a weight
-_RANGE = (-60 * _STEPS, 14 * _STEPS)  # from where nothing is worth a bit to where nothing is worth keeping
+_STRIDE = _STEPS // GRID
+_RANGE = (OCTAVES[0] * _STEPS, OCTAVES[1] * _STEPS)
 
 
 def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
@@ -30,8 +32,18 @@ def predicted(curves: Mapping[str, Curve], nbytes: float) -> dict[str, Point]:
 
     No file is made: what the curves say is all there is to go by.
     """
-    lam = _lam(_solve(lambda step: sum(curve.at(_lam(step)).bits for curve in curves.values()) / 8, nbytes))
+    lam = _lam(_solve(_estimate(curves), nbytes))
     return {name: curve.at(lam) for name, curve in curves.items()}
+
+
+def octave_on_grid(curves: Mapping[str, Curve], nbytes: float) -> float:
+    """Log2 of the least lambda of the grid whose estimated bytes are at most `nbytes`."""
+    return _solve(_estimate(curves), nbytes, _STRIDE) / _STEPS
+
+
+def _estimate(curves: Mapping[str, Curve]) -> Callable[[int], float]:
+    """The bytes of all together at a step, as the curves estimate them."""
+    return lambda step: sum(curve.at(_lam(step)).bits for curve in curves.values()) / 8
 
 
 @dataclass(frozen=True, slots=True)

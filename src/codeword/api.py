@@ -92,20 +92,18 @@ def fit(
     elif score is not None or on_trial is not None:
         raise PlanError("score and on_trial are for a largest drop; give max_drop=0.5 for instance too")
     data, validation = (load_data(it) if isinstance(it, str) else it for it in (data, validation))
+    module = model if net is None else net
     told: Calibrated | None = None
     if data is not None:
         if importance is not None and finetune is None:
             raise PlanError("give data or importance, not both: data is what importance is made from")
-        runs = runnable(source, model if net is None or finetune is not None else net)
+        runs = runnable(source, module if finetune is None else model)
         if finetune is None:
             told = calibrated(source, runs, data)
             importance = told.importance
     elif net is not None and max_drop is None:
         raise PlanError("net is what data runs through: give data too")
-    limit = (
-        None if max_drop is None else _limit(max_drop, model if net is None else net, data, validation, score, on_trial)
-    )
-    module = model if net is None else net
+    limit = None if max_drop is None else _limit(max_drop, module, data, validation, score, on_trial)
     job = Job(
         target=target,
         plan=plan if plan is None or isinstance(plan, Plan) else Plan.load(plan),
@@ -116,7 +114,7 @@ def fit(
         include=include,
         exclude=exclude,
         fold_norms=fold_norms and finetune is None,
-        eps=eps_of(module) if hasattr(module, "named_modules") else None,
+        eps=eps_of(module),
         seed=seed,
         workers=workers,
         keep_nonfinite=keep_nonfinite,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
+from codeword.allocate import GRID, OCTAVES, octave_on_grid
 from codeword.artifact import Artifact
 from codeword.calibrate import spread
 from codeword.curves import Curve
@@ -37,11 +38,9 @@ _GLANCE = 5_000  # examples that the search looks at
 _CLOSE = 0.02  # of bytes, between the ends of a bracket: near enough
 _SEARCHES = 8  # nets scored at most while searching
 _CHECKS = 4  # nets scored at most on all examples
-_RANGE = (-60.0, 14.0)  # log2 of lambda, from where nothing is worth a bit to where nothing is worth keeping
-_GRID = 8  # lambdas an octave, as `allocate` uses them too
 _LEAST_STEP = 2.0**-8  # octaves of lambda
 _FIRST_RATIO = 10  # of the first file, about
-_OCTAVES = (0.5, 3.0)  # of lambda, from the first file to the second; then up to twice as many each time
+_REACH = (0.5, 3.0)  # of lambda, from the first file to the second; then up to twice as many each time
 _FLOOR = 2.0**-6  # of the most: drops below it are noise, and have a logarithm of their own choosing
 _STEP_BACK = 0.125  # octaves of lambda at least, after a check that failed; four times that after each other
 _SPARE = 0.95  # of the most: what a step back is aimed at
@@ -221,10 +220,10 @@ class _Search:
         """Narrow the bracket, check what was found, and see that the lossless file is not the better one."""
         under, over = self._bracket()
         made = None if under is None else self._checked(under, over)
-        note = "even the smallest file there is loses no more" if made is not None and made.at == _RANGE[1] else None
-        raw = sum(curve.at(2.0 ** _RANGE[0]).bits for curve in self._curves.values()) / 8
+        note = "even the smallest file there is loses no more" if made is not None and made.at == OCTAVES[1] else None
+        raw = sum(curve.at(2.0 ** OCTAVES[0]).bits for curve in self._curves.values()) / 8
         if made is None or 2 * made.artifact.nbytes >= raw:  # values with a pattern take less than their width
-            lossless = self._made(_RANGE[0], dict.fromkeys(self._curves, Keep()))
+            lossless = self._made(OCTAVES[0], dict.fromkeys(self._curves, Keep()))
             if made is None or lossless.artifact.nbytes <= made.artifact.nbytes:
                 made, note = lossless, "no smaller file loses as little: this one is lossless"
         return Found(made.artifact, made.methods, self._measured(made.loss, note))
@@ -234,7 +233,7 @@ class _Search:
         under: _Made | None = None
         over: _Made | None = None
         before: bool | None = None
-        at, most = self._start(), _OCTAVES[1]
+        at, most = self._start(), _REACH[1]
         while at is not None and len(self._trials) < _SEARCHES:
             made = self._glanced(self._made(at))
             within = made.loss.drop <= self._most
@@ -244,7 +243,7 @@ class _Search:
             else:
                 most = 2 * most if within == before else most
                 reach = self._octaves(made.loss.drop, most)
-                at = min(max(made.at + (reach if within else -reach), _RANGE[0]), _RANGE[1])
+                at = min(max(made.at + (reach if within else -reach), OCTAVES[0]), OCTAVES[1])
                 at = None if at == made.at else at
             before = within
         return under, over
@@ -261,19 +260,14 @@ class _Search:
 
     def _start(self) -> float:
         """Log2 of the lambda whose file is a tenth of the weights by the curves' own estimate, on the grid."""
-        low, high = _RANGE
-        goal = sum(curve.at(2.0**low).bits for curve in self._curves.values()) / _FIRST_RATIO
-        while high - low > 1 / _GRID:
-            middle = math.floor((low + high) / 2 * _GRID) / _GRID
-            within = sum(curve.at(2.0**middle).bits for curve in self._curves.values()) <= goal
-            low, high = (low, middle) if within else (middle, high)
-        return high
+        most = sum(curve.at(2.0 ** OCTAVES[0]).bits for curve in self._curves.values()) / 8
+        return octave_on_grid(self._curves, most / _FIRST_RATIO)
 
     def _octaves(self, drop: float, most: float) -> float:
         """How far lambda is off, if drops are in proportion to it, and no farther than `most`."""
         if not self._most or drop == math.inf:
             return most
-        return min(max(abs(math.log2(self._most / max(drop, _FLOOR * self._most))), _OCTAVES[0]), most)
+        return min(max(abs(math.log2(self._most / max(drop, _FLOOR * self._most))), _REACH[0]), most)
 
     def _between(self, under: _Made, over: _Made, *, again: bool) -> float | None:
         """Where to look within a bracket; None if its ends are near enough. again: the same end moved as before."""
@@ -295,7 +289,7 @@ class _Search:
             if turn:
                 aim = _SPARE * self._most
                 off = math.log2(made.loss.drop / aim) if aim and made.loss.drop < math.inf else 0.0
-                made = self._made(max(made.at - max(off / slope, step), _RANGE[0]))
+                made = self._made(max(made.at - max(off / slope, step), OCTAVES[0]))
                 step *= 4
             if not is_lossless(made.methods.values()):
                 made = made._replace(loss=self._told(made, self._judge.check(made.artifact), check=True))
@@ -323,12 +317,12 @@ class _Search:
         Those that save least come first: where one saves much at once, as where its codebook becomes another, the
         others are settled before it. That coded tensors meet again in other files is what the grid is for.
         """
-        low = math.floor(at * _GRID) / _GRID
+        low = math.floor(at * GRID) / GRID
         now, then = (
-            {name: curve.at(2.0**step) for name, curve in self._curves.items()} for step in (low, low + 1 / _GRID)
+            {name: curve.at(2.0**step) for name, curve in self._curves.items()} for step in (low, low + 1 / GRID)
         )
         saved = {name: max(now[name].bits - then[name].bits, 0.0) for name in now}
-        left = (at - low) * _GRID * sum(saved.values())
+        left = (at - low) * GRID * sum(saved.values())
         for name in sorted(now, key=lambda name: (saved[name], name)):
             left -= saved[name]
             if left < 0:

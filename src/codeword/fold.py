@@ -10,15 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from codeword.expr import FLOATS
 from codeword.sources import Source, TensorInfo
-
-if TYPE_CHECKING:
-    from torch import nn
 
 METADATA = "folded_norms"  # where a file says which norms are folded and with what eps
 _EPS = 1e-5  # what frameworks take, and what is assumed where no module tells
@@ -56,8 +53,10 @@ def norms_of(infos: tuple[TensorInfo, ...]) -> dict[str, Norm]:
     return found
 
 
-def eps_of(model: nn.Module) -> dict[str, float]:
-    """What the batch norms of a module add to their variance, by place."""
+def eps_of(model: Any) -> dict[str, float] | None:  # noqa: ANN401
+    """What the batch norms of a module add to their variance, by place; None of what is no module."""
+    if not hasattr(model, "named_modules"):
+        return None
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return {name: float(module.eps) for name, module in model.named_modules() if isinstance(module, _BatchNorm)}

@@ -23,16 +23,17 @@ import numpy as np
 
 from codeword import allocate
 from codeword.artifact import code_tensor
+from codeword.artifact.layout import MAX_POOLED
 from codeword.curves import Curve, Point, Weighed
 from codeword.data import Dataset, load_data
 from codeword.execute import Cost, Importance, Progress, express
 from codeword.expr import decode, lookups
 from codeword.fold import eps_of
-from codeword.job import Job, calibrated, runnable
+from codeword.job import Job, calibrated, plan_for, runnable
 from codeword.math.bins import make_bins
 from codeword.math.moments import Moments
 from codeword.methods import Keep, Method, RateAware, as_rows
-from codeword.plan import Plan, method_line
+from codeword.plan import method_line
 from codeword.sources import Kind, Source, TensorInfo, open_source
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 _SAMPLE = 1 << 14  # weights of a tensor that show what compensation adds
 _ROUNDS = 3  # of a choice of points and a look at what compensation adds there
 _RARE = 4.0  # bits for each codeword that 2**bits stands for: rare ones cost more than the curve says
-_POOLED = 4096  # values of a leaf that is pooled with others, at most
 _POOLING = 52.0  # bits a pooled leaf takes less than the curve says
 _POOLS = 130.0  # bytes, of the pools' own tables
 _START = 25.0  # bytes of a header before the names
@@ -123,7 +123,7 @@ def dry_run(
         include=include,
         exclude=exclude,
         fold_norms=fold_norms,
-        eps=eps_of(module) if hasattr(module, "named_modules") else None,
+        eps=eps_of(module),
         seed=seed,
         workers=1,
         keep_nonfinite=keep_nonfinite,
@@ -176,13 +176,7 @@ def dry_run(
         if nbytes > budget
         else None,
         tensors=[_tensor(info, points) for info in source.infos],
-        plan=Plan.of(
-            {name: point.method for name, point in points.items()},
-            source.infos,
-            seed,
-            wanted.text,
-            fold_norms=bool(folded.eps) and any(point.method != Keep() for point in points.values()),
-        ).to_dict(),
+        plan=plan_for(folded, {name: point.method for name, point in points.items()}, seed, wanted.text).to_dict(),
     )
 
 
@@ -208,7 +202,7 @@ NOTHING = Added(0.0, 1.0)
 def stored(point: Point, info: TensorInfo, added: Added = NOTHING) -> Point:
     """The point as a file has it, of a point of a curve."""
     if isinstance(point.method, Keep):
-        pooled = point.method != Keep() and info.size <= _POOLED
+        pooled = point.method != Keep() and info.size <= MAX_POOLED
         return point._replace(bits=max(point.bits - _POOLING, 8.0) if pooled else point.bits)
     rare = min(_RARE * 2.0 ** (point.bits / info.size), info.size)
     return point._replace(bits=point.bits + info.size * added.bits + rare, cost=added.error * point.cost)

@@ -186,10 +186,8 @@ class Job:
         curves = {name: _ZerosStay(curve) if name in zeros else curve for name, curve in curves.items()}
         folded = self.folded(source)
         found = self._fit(folded, curves, round(aim * budget))
-        lossless = is_lossless(found.methods.values())
-        folds = bool(folded.eps) and not lossless
-        made = Plan.of(found.methods, source.infos, self.seed, wanted.text, fold_norms=folds)
-        below = "lossless file" if lossless else "nearest file below it"
+        made = plan_for(folded, found.methods, self.seed, wanted.text)
+        below = "lossless file" if is_lossless(found.methods.values()) else "nearest file below it"
         what = "smallest file there is" if found.artifact.nbytes > budget else below
         missed = None if found.reached else _missed(wanted, budget, found.artifact, what)
         why = "not worth an error at this target"
@@ -207,9 +205,7 @@ class Job:
             return self.anew(artifact, methods, self.seed, None)
 
         found = drop.smallest(self.curves(source), limit, make)
-        lossless = is_lossless(found.methods.values())
-        folds = bool(folded.eps) and not lossless
-        plan = Plan.of(found.methods, source.infos, self.seed, None, fold_norms=folds)
+        plan = plan_for(folded, found.methods, self.seed, None)
         why = "not worth an error at this drop"
         kept = _kept(folded, found.methods, lossy, found.artifact, self.keep_nonfinite, why)
         return Compressed(found.artifact, plan, kept, None, None, measured=found.measured)
@@ -256,6 +252,12 @@ def runnable(source: Source, model: Any) -> torch.nn.Module:  # noqa: ANN401
     if hasattr(model, "named_modules"):
         return model
     raise PlanError(f"data needs a model to run; {source.location} is only weights: pass the torch module as net")
+
+
+def plan_for(folded: Folded, methods: Mapping[str, Method], seed: int, target: str | None) -> Plan:
+    """The plan that says these methods, and to fold norms again unless it keeps every bit."""
+    folds = bool(folded.eps) and not is_lossless(methods.values())
+    return Plan.of(methods, folded.infos, seed, target, fold_norms=folds)
 
 
 class Calibrated(NamedTuple):

@@ -101,9 +101,8 @@ def _moments_and_target(
         return None, rows
     change = ((theirs - own).transpose(1, 2) @ own).double() / n
     moments = Moments(second.float().cpu().numpy(), n)
-    damped = second + (moments.damping * mean)[:, None, None] * torch.eye(
-        columns, dtype=second.dtype, device=second.device
-    )
+    unit = torch.eye(columns, dtype=second.dtype, device=second.device)
+    damped = second + (moments.damping * mean)[:, None, None] * unit
     shift = torch.linalg.solve(damped, change, left=False)
     return moments, (rows.double() + rows.double() @ shift).float()
 
