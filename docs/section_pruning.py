@@ -76,26 +76,28 @@ def of_net(net: str, title: str, facts: dict) -> list[str]:
 
 
 def others(rows: list[dict]) -> list[str]:
-    groups: dict[tuple[str, int, float], list[float]] = {}
+    groups: dict[tuple[str, int, float, float], list[float]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["sparsity"], row["epochs"]), []).append(row["test_top1"])
+        groups.setdefault((row["method"], row["sparsity"], row["epochs"], row["rate"]), []).append(row["test_top1"])
     return [
-        f"{method} at {sparsity} % zeros, {epochs:g} epochs, {spread(tops)} ({len(tops)} of {SEEDS} seeds)"
-        for (method, sparsity, epochs), tops in sorted(groups.items())
+        f"{method} at {sparsity} % zeros, {epochs:g} epochs at rate {rate:g}, {spread(tops)} "
+        f"({len(tops)} of {SEEDS} seeds)"
+        for (method, sparsity, epochs, rate), tops in sorted(groups.items())
     ]
 
 
 def target(net: str, facts: dict) -> str:
     """Whether what was asked for is kept, by whichever method and budget did best."""
     want = TARGETS[net]
-    groups: dict[tuple[str, float], list[float]] = {}
+    groups: dict[tuple[str, float, float], list[float]] = {}
     for row in facts["rows"]:
         if row["sparsity"] == want.sparsity:
-            groups.setdefault((row["method"], row["epochs"]), []).append(facts["dense"]["test_top1"] - row["test_top1"])
+            drop = facts["dense"]["test_top1"] - row["test_top1"]
+            groups.setdefault((row["method"], row["epochs"], row["rate"]), []).append(drop)
     said = f"Target: {want.sparsity} % zeros at {want.points:g} points or less"
     if not groups:
         return f"{said}: not measured yet."
-    (method, epochs), drops = min(groups.items(), key=lambda it: mean(it[1]))
+    (method, epochs, _), drops = min(groups.items(), key=lambda it: mean(it[1]))
     lost = round(mean(drops), 3)
     short = "reached" if lost <= want.points else f"fell short by {points(lost - want.points, '')} points"
     facts = f"drop {points(lost)} in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds"

@@ -123,6 +123,7 @@ def run(
     return {
         "method": method,
         "sparsity": sparsity,
+        "rate": rate,
         "epochs": net.epochs,
         "seed": seed,
         "held_out_top1": round(evaluate(model, data.held_out).top1, 2),
