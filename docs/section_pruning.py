@@ -79,11 +79,13 @@ def others(rows: list[dict]) -> list[str]:
     groups: dict[tuple[str, int, float, float], list[float]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["sparsity"], row["epochs"], row["rate"]), []).append(row["test_top1"])
-    return [
-        f"{method} at {sparsity} % zeros, {epochs:g} epochs at rate {rate:g}, {spread(tops)} "
-        f"({len(tops)} of {SEEDS} seeds)"
-        for (method, sparsity, epochs, rate), tops in sorted(groups.items())
-    ]
+    rates = Counter(run[:3] for run in groups)  # told where there are several
+    said = []
+    for (method, sparsity, epochs, rate), tops in sorted(groups.items()):
+        which = f" at rate {rate:g}" if rates[method, sparsity, epochs] > 1 else ""
+        runs = f"{method} at {sparsity} % zeros, {epochs:g} epochs{which}"
+        said.append(f"{runs}, {spread(tops)} ({len(tops)} of {SEEDS} seeds)")
+    return said
 
 
 def target(net: str, facts: dict) -> str:

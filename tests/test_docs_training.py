@@ -221,12 +221,12 @@ def test_results_say_what_fell_short_and_what_was_not_measured(pages, tmp_path):
 def test_results_say_where_magnitude_is_the_better(pages, tmp_path):
     tops = {"saliency": (99.5, 99.3, 99.38), "magnitude": (99.4, 99.4, 99.3), "magnitude-layer": (99.35, 99.2, 99.0)}
     rows = [
-        {"method": method, "sparsity": sparsity, "epochs": 2, "seed": seed, "test_top1": top + seed / 100}
+        {"method": method, "sparsity": sparsity, "epochs": 2, "rate": 0.03, "seed": seed, "test_top1": top + seed / 100}
         for method, three in tops.items()
         for sparsity, top in zip((50, 90, 98), three, strict=True)
         for seed in (0, 1, 2)
     ]
-    rows.append({"method": "saliency", "sparsity": 98, "epochs": 15, "seed": 0, "test_top1": 99.35})
+    rows.append({"method": "saliency", "sparsity": 98, "epochs": 15, "rate": 0.1, "seed": 0, "test_top1": 99.35})
     (tmp_path / "recipes").mkdir()
     record = {"lenet5": {"dense": {"test_top1": 99.47}, "trials": [], "rows": rows}}
     (tmp_path / "recipes" / "prune_sweep.json").write_text(json.dumps(record))
