@@ -239,7 +239,10 @@ def _on_convs(method: Method, *, first: bool = False) -> Plan:
 def _resnet20() -> list[Row]:
     trained = "then codewords and weights trained by distillation, codes taken anew"
     lengths = ("", "", _CIFAR), ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False))
-    trains: list[tuple[str, str, tuple[Kind, ...]]] = [("", "", ()), ("-too", " and the templates", ("codebook",))]
+    trains: list[tuple[str, str, int, tuple[Kind, ...]]] = [
+        ("", "", 6, ()),
+        ("-too", " and the templates", 14, ("codebook",)),
+    ]
     templates = (
         "kernels as a * template + b, 1,024 templates of all layers together, a and b in 8 bits; a, b, norms and "
     )
@@ -252,10 +255,10 @@ def _resnet20() -> list[Row]:
                 f"{templates}biases{words} trained by distillation",
                 _on_convs(KernelTemplates(1024, drop_offset=False, shared="all"), first=True),
                 None,
-                _with(_LONGER, learning_rate=5e-3),
+                _with(_LONGER, epochs=epochs, learning_rate=5e-3),
                 (*_FACTORS, *more),
             )
-            for mark, words, more in trains
+            for mark, words, epochs, more in trains
         ),
         Row(
             "jia",
@@ -270,10 +273,11 @@ def _resnet20() -> list[Row]:
             "resnet20-birch",
             "resnet20",
             "pruned by global dynamic saliency to 60 % zeros while it trains; BIRCH and k-means++ at 15 dB, which find "
-            "k; codewords trained with codes fixed, all by distillation",
+            f"k; {trained}",
             Plan((Rule("linear.weight", Birch(15.0)), Rule("*conv*.weight", Birch(15.0)), Rule("*", Keep(4)))),
             Pruned(_with(_LONGER, learning_rate=1e-2), 0.6),
-            _with(_LONGER, epochs=2),
+            _with(_CIFAR, epochs=10),
+            pace=1.0,
         ),
         *(
             Row(
