@@ -27,6 +27,7 @@ from codeword.front import Front
 from codeword.methods import (
     Birch,
     DensityKMeans,
+    FixedPoint,
     Keep,
     KernelTemplates,
     KMeans,
@@ -49,6 +50,7 @@ __all__ = [
     "Compressed",
     "DensityKMeans",
     "Finetune",
+    "FixedPoint",
     "Forecast",
     "Front",
     "KMeans",

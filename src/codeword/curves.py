@@ -24,14 +24,19 @@ from codeword.execute import Cost, Importance, Progress, load_checked
 from codeword.expr import DTYPES, FLOATS
 from codeword.math.bins import Bins, coarser, make_bins
 from codeword.math.moments import Moments
-from codeword.methods import Granularity, Keep, Method, Prune, RateAware, Scales, as_rows
-from codeword.sensitivity import from_weights
+from codeword.methods import FixedPoint, Granularity, Keep, Method, Prune, RateAware, Scales, as_rows
+from codeword.sensitivity import from_weights, of_biases
 from codeword.sources import Source, TensorInfo
 
 _BINS = 1 << 20  # kept of all tensors together for estimates: 40 MB
 _BINS_A_TENSOR = (2048, 32768)
 _LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
 _MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
+_FRACTIONS = range(13)
+_NORMAL = 0.5 * math.log2(2 * math.pi * math.e)  # bits of a normal distribution of variance 1
+_OCTAVE = 0.19  # standard deviation of what is anywhere in an octave, over its mean
+_LEAST_BITS = 0.5  # that a value takes, however wide the step
+_LEARNING = 1.0  # bits a value that two byte planes of a few hundred values take beyond their entropy, about
 _LEAF_BITS = 96  # what another leaf costs in header and coder states, about
 _FINE = 32  # lambdas an octave that other kinds of methods are taken at
 
@@ -65,7 +70,7 @@ class Fixed:
 
 
 class Rounded:
-    """A tensor kept as floats of fewer and fewer bits of mantissa."""
+    """A tensor kept as floats of fewer and fewer bits of mantissa; a vector as whole numbers of a step, too."""
 
     def __init__(self, weight: np.ndarray) -> None:
         width = 8 * weight.itemsize
@@ -74,16 +79,36 @@ class Rounded:
         share = np.unique(exponents, return_counts=True)[1] / max(sample.size, 1)
         exponent_bits = float(-(share * np.log2(share)).sum())
         # Rounding to m bits errs by 2**-2m / 12 of the mantissa's unit squared; a mantissa's mean square is 7/3.
+        learning = _LEARNING if weight.ndim < 2 else 0.0
         self._points = [
-            Point(Keep(bits), weight.size * (1 + bits + exponent_bits) + _LEAF_BITS, 4.0**-bits / 28)
+            Point(Keep(bits), weight.size * (1 + bits + exponent_bits + learning) + _LEAF_BITS, 4.0**-bits / 28)
             for bits in _MANTISSAS
             if 1 + bits + exponent_bits < width
         ]
         self._points.append(Point(Keep(), weight.size * width + _LEAF_BITS, 0.0))
+        if weight.ndim < 2 and sample.any():
+            self._points += _fixed_points(sample.astype(np.float64), weight.size)
 
     def at(self, lam: float) -> Point:
         """The cheapest of a handful."""
         return min(self._points, key=lambda point: point.cost + lam * point.bits)
+
+
+def _fixed_points(values: np.ndarray, n: int) -> list[Point]:
+    """Steps for values (n,), or for n of which these are a sample.
+
+    Their entropy is that of a normal distribution: about 0, or about their mean, which may lie anywhere in an octave of
+    that of others that they are coded with.
+    """
+    square, mean = float(np.mean(values**2)), float(np.mean(values))
+    spread = math.sqrt(min(square, square - mean**2 + (_OCTAVE * mean) ** 2))
+    found = []
+    for bits in _FRACTIONS:
+        step = 2.0 ** (math.frexp(math.sqrt(square))[1] - 1 - bits)
+        error = float(np.mean((values - step * np.rint(values / step)) ** 2))
+        each = max(math.log2(spread / step) + _NORMAL, _LEAST_BITS)
+        found.append(Point(FixedPoint(bits), n * each + _LEAF_BITS, error / square))
+    return found
 
 
 class Clustered:
@@ -218,8 +243,8 @@ def curves_of(
     """The curve of each tensor that is not tied; those outside `lossy`, and those of integers, are kept as they are.
 
     One pass over the weights; what stays in memory is a few thousand bins a tensor. sensitivity: by what the relative
-    error of a tensor counts, 1 if it is not named; None for what the weights of a net with batch norms tell of it
-    (`codeword.sensitivity`), and all alike in other nets. candidates: "all" measures methods of every family too
+    error of a tensor counts, 1 if it is not named; None for what the weights tell of it (`codeword.sensitivity`): of all
+    in a net with batch norms, of biases in others. candidates: "all" measures methods of every family too
     (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises PlanError for other
     candidates.
     """
@@ -230,6 +255,7 @@ def curves_of(
     granularity: Granularity = "row" if normed else "tensor"
     found: dict[str, Curve] = {}
     norms: dict[str, tuple[float, int]] = {}
+    energies: dict[str, float] = {}  # of vectors
     own = [info for info in source.infos if info.tied_to is None]
     most_bins = min(max(_BINS // max(len(own), 1), _BINS_A_TENSOR[0]), _BINS_A_TENSOR[1])
     total, done = sum(info.size for info in own), 0
@@ -245,14 +271,18 @@ def curves_of(
             if candidates == "all" and isinstance(curve, Clustered) and weight.ndim > 1 and weight.size >= others.LEAST:
                 curve = _mixed(curve, weight, info, granularity, seed, cost, results)
             found[info.name] = curve
-            if weight.ndim > 1 and finite:
+            if finite and weight.ndim > 1:
                 norms[info.name] = _energy(weight), weight.size
+            elif finite:
+                energies[info.name] = _energy(weight)
             del weight  # before the next is loaded: two large tensors at once would be the peak of memory
         else:
             found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
         done += info.size
     if sensitivity is None:
-        sensitivity = from_weights(norms) if any(info.name.endswith("running_var") for info in source.infos) else {}
+        balanced = any(info.name.endswith("running_var") for info in source.infos)
+        sensitivity = from_weights(norms) if balanced else {}
+        sensitivity |= of_biases(norms, energies, sensitivity)
     return {name: Weighed(curve, sensitivity[name]) if name in sensitivity else curve for name, curve in found.items()}
 
 

@@ -14,6 +14,10 @@ scale changes nothing then: gradients drive the norm |W| up by their square, dec
 balance the squared gradient by W / |W| is as |W|**4 (van Laarhoven 2017). So s is |W|**4 / n for n weights. A layer
 that no norm follows stays out of balance, so none counts more than 8 times the median.
 
+A bias adds to an output what an input that is always 1 would: with data s is the mean squared derivative by each of its
+values, summed over the places of an image before it is squared, times the value's square; without data
+it is the layer's times |b|**2 / |W|**2, at most the layer's, as if inputs were of mean square 1.
+
 What is returned is the square root of either. Both hold for small errors only, and large ones, as few bits make them,
 differ less in what they do: planned by s itself, ResNet-20 with data diverges more at 12x and 15x than with all tensors
 alike, and by its root less than by either (benchmarks/ordering.py has the order of plans).
@@ -21,7 +25,9 @@ alike, and by its root less than by either (benchmarks/ordering.py has the order
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +48,20 @@ _MOST_OF_MEDIAN = 8.0
 _RANGE = 8.0  # about the geometric mean: a tensor that these data do not touch still is one
 
 
+def of_biases(
+    weights: Mapping[str, tuple[float, int]], energies: Mapping[str, float], known: Mapping[str, float]
+) -> dict[str, float]:
+    """sqrt(s) of biases from (|W|**2, n) of weights, |b|**2 of vectors and what weights count, 1 if it is not known."""
+    found: dict[str, float] = {}
+    for name, energy in energies.items():
+        place, _, part = name.rpartition(".")
+        weight = f"{place}.weight" if place else "weight"
+        if part == "bias" and weights.get(weight, (0.0, 0))[0] > 0 and energy > 0:
+            share = min(energy / weights[weight][0], 1.0)
+            found[name] = max(known.get(weight, 1.0) * math.sqrt(share), 1 / _RANGE)
+    return found
+
+
 def from_weights(norms: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     """sqrt(s) of each tensor from (|W|**2, n), for tensors of a net with batch norms. Their geometric mean is 1."""
     rough = {name: energy**2 / n for name, (energy, n) in norms.items() if energy > 0}
@@ -50,12 +70,12 @@ def from_weights(norms: Mapping[str, tuple[float, int]]) -> dict[str, float]:
 
 
 def from_data(model: torch.nn.Module, data: Sequence[torch.Tensor], importance: Importance) -> dict[str, float]:
-    """sqrt(s) of the weights of linear and convolution layers, by name. Their geometric mean is 1.
+    """sqrt(s) of the weights and biases of linear and convolution layers, by name. The geometric mean of weights is 1.
 
     data: batches, of which up to 256 examples are used; importance: what `importance_from_data` made of them. Nothing
     for a net whose output is no tensor of floats, or has no derivative.
     """
-    slopes = _slopes(model, data)
+    slopes, biases = _slopes(model, data)
     rough: dict[str, float] = {}
     for name, module in weight_layers(model).items():
         cost = importance.get(f"{name}.weight")
@@ -68,7 +88,8 @@ def from_data(model: torch.nn.Module, data: Sequence[torch.Tensor], importance: 
         else:
             spent = as_rows(cost).sum(1, dtype=np.float64)
         rough[f"{name}.weight"] = float((slopes[name] * spent * np.square(rows, dtype=np.float64).mean(1)).sum())
-    return _relative({name: value for name, value in rough.items() if 0 < value < np.inf})
+    weights = {name: value for name, value in rough.items() if 0 < value < np.inf}
+    return _relative(weights, {name: value for name, value in biases.items() if 0 < value < np.inf})
 
 
 def _cancelled(second: np.ndarray, upper: np.ndarray) -> float:
@@ -76,12 +97,17 @@ def _cancelled(second: np.ndarray, upper: np.ndarray) -> float:
     return float(np.diagonal(second).mean() * np.sum(1 / np.square(np.diagonal(upper), dtype=np.float64)))
 
 
-def _slopes(model: torch.nn.Module, data: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    """(out,) mean over examples of the squared derivative of the log likelihood by each output of each layer."""
+def _slopes(
+    model: torch.nn.Module, data: Sequence[torch.Tensor]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Of the derivative of the log likelihood: (out,) mean over examples of its square by each output of each layer, and
+    that by each value of its bias, times the value, squared and summed.
+    """
     import torch
 
     layers = weight_layers(model)
     sums: dict[str, torch.Tensor] = {}
+    biases: dict[str, float] = {}
     outs: list[tuple[str, torch.Tensor]] = []
     draw = torch.Generator().manual_seed(0)
 
@@ -103,23 +129,30 @@ def _slopes(model: torch.nn.Module, data: Sequence[torch.Tensor]) -> dict[str, n
                 outs.clear()
                 likelihood = _likelihood(model(batch.to(device)), draw)
                 if likelihood is None or not outs:
-                    return {}
+                    return {}, {}
                 slopes = torch.autograd.grad(likelihood, [out for _, out in outs], allow_unused=True)
                 for (name, _), slope in zip(outs, slopes, strict=True):
-                    if slope is not None:
-                        found = _by_output(layers[name], slope)
-                        sums[name] = sums[name] + found if name in sums else found
+                    if slope is None:
+                        continue
+                    each = _by_output(layers[name], slope)
+                    found = each.square().sum((0, 1))
+                    sums[name] = sums[name] + found if name in sums else found
+                    bias = getattr(layers[name], "bias", None)
+                    if bias is not None:
+                        moved = each.sum(1) * bias.detach()
+                        biases[f"{name}.bias"] = biases.get(f"{name}.bias", 0.0) + float(moved.square().sum())
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (total / len(x)).cpu().numpy() for name, total in sums.items()}
+    slopes = {name: (total / len(x)).cpu().numpy() for name, total in sums.items()}
+    return slopes, {name: total / len(x) for name, total in biases.items()}
 
 
 def _by_output(module: torch.nn.Module, slope: torch.Tensor) -> torch.Tensor:
-    """(out,) sums of squares over examples and places."""
+    """(examples, places, out) of an output of any layer."""
     spatial = module.get_parameter("weight").dim() - 2
     last = slope.movedim(-1 - spatial, -1) if spatial > 0 else slope
-    return last.double().square().reshape(-1, last.shape[-1]).sum(0)
+    return last.double().reshape(len(last), -1, last.shape[-1])
 
 
 def _likelihood(out: object, draw: torch.Generator) -> torch.Tensor | None:
@@ -135,10 +168,10 @@ def _likelihood(out: object, draw: torch.Generator) -> torch.Tensor | None:
     return (out.float() * torch.randn(out.shape, generator=draw).to(out.device)).sum()
 
 
-def _relative(rough: Mapping[str, float]) -> dict[str, float]:
-    """Square roots over their geometric mean, and not farther from it than a factor of 8."""
+def _relative(rough: Mapping[str, float], others: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """Square roots over the geometric mean of those of `rough`, and not farther from it than a factor of 8."""
     if not rough:
         return {}
     mean = float(np.mean(np.log(list(rough.values()))))
-    roots = {name: float(np.exp((np.log(value) - mean) / 2)) for name, value in rough.items()}
+    roots = {name: float(np.exp((np.log(value) - mean) / 2)) for name, value in (*rough.items(), *others.items())}
     return {name: min(max(value, 1 / _RANGE), _RANGE) for name, value in roots.items()}

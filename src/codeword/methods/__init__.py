@@ -9,12 +9,13 @@ from typing import TypeAlias
 from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales
 from codeword.methods.prune import Prune
 from codeword.methods.rate_aware import RateAware, Start
-from codeword.methods.scalar import Keep, KMeans, is_lossless, round_mantissa
+from codeword.methods.scalar import FixedPoint, Keep, KMeans, is_lossless, round_mantissa
 from codeword.methods.scalar_starts import Birch, DensityKMeans, Lloyd, RowScaled
 from codeword.methods.vector import KernelTemplates, ProductQuantization
 
 BuiltIn: TypeAlias = (
     Keep
+    | FixedPoint
     | KMeans
     | RateAware
     | ProductQuantization
@@ -30,6 +31,7 @@ __all__ = [
     "Birch",
     "BuiltIn",
     "DensityKMeans",
+    "FixedPoint",
     "Granularity",
     "KMeans",
     "Keep",

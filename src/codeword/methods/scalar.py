@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,13 +10,24 @@ import msgspec
 import numpy as np
 
 from codeword.errors import PlanError
-from codeword.expr import Expr, Raw, dtype_name
+from codeword.expr import DTYPES, Affine, Expr, Raw, dtype_name
 from codeword.kernels.groups import LARGEST, cluster_groups
 from codeword.math.bins import Bins, assign_members, make_bins, weighted_means
 from codeword.math.kmeans import kmeans, midpoints
-from codeword.methods.base import Granularity, Method, Scales, as_rows, row_scales, rows_of, shared
+from codeword.methods.base import (
+    Granularity,
+    Method,
+    Scales,
+    as_rows,
+    root_mean_square,
+    row_scales,
+    rows_of,
+    shared,
+)
 
 _AT_ONCE = 1 << 22  # weights of groups that are clustered together
+_LEAST_OCTAVE = -126  # of a step: the smallest normal float32
+_BFLOAT16 = DTYPES["bfloat16"]  # holds every power of two that float32 does, in half the bytes
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
 
@@ -34,6 +46,31 @@ class Keep(msgspec.Struct, frozen=True, tag_field="method", tag="keep", forbid_u
         if self.mantissa_bits is None or dtype_name(weight.dtype) not in _MANTISSA:
             return Raw(weight)
         return Raw(round_mantissa(weight, self.mantissa_bits))
+
+
+class FixedPoint(msgspec.Struct, frozen=True, tag_field="method", tag="fixed-point", forbid_unknown_fields=True):
+    """Whole multiples of one step: 2**-bits of the values' root mean square, that rounded down to a power of two.
+
+    For biases and the vectors of norms, whose absolute error is what counts: at equal error it takes a bit less a value
+    than rounding mantissas. The step is wider where 16 bits would not hold the largest value.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bits <= 14:
+            raise PlanError(f"fixed-point: bits must lie in 0..14, got {self.bits}")
+
+    def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
+        """Raw whole numbers under an Affine of the step; of 16 bits all, so that vectors of a net share a stream."""
+        del importance, generator
+        values = weight.astype(np.float64)
+        top = float(np.abs(values).max(initial=0))
+        if not top > 0:
+            return Raw(weight)
+        octave = math.frexp(root_mean_square(as_rows(weight)))[1] - 1
+        step = 2.0 ** max(octave - self.bits, math.ceil(math.log2(top / 32767)), _LEAST_OCTAVE)
+        return Affine(Raw(np.rint(values / step).astype(np.int16)), np.full((1,) * weight.ndim, step, _BFLOAT16))
 
 
 def is_lossless(methods: Iterable[Method]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codeword.artifact import Artifact
 from codeword.errors import MismatchError
-from codeword.expr import Expr, Permute, Raw, Reshape
+from codeword.expr import Affine, Expr, Permute, Raw, Reshape, shape
 from codeword.nn.modules import CodedModule, coded_form
 from codeword.nn.state import Place, as_tensor, fit
 from codeword.nn.twin import TorchExpr
@@ -115,6 +115,8 @@ def _is_raw(expr: Expr) -> bool:
             return True
         case Reshape(inner) | Permute(inner):
             return _is_raw(inner)
+        case Affine(Raw() as inner):  # whole numbers of a step; of a matrix they are worth running from
+            return len(shape(inner)) < 2
         case _:
             return False
 

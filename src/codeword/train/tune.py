@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from codeword.artifact import Artifact, Entry, Writer, code_tensor, tied_tensor
 from codeword.coding import encode_leaf
 from codeword.errors import MismatchError, PlanError
-from codeword.expr import DTYPES, FLOATS, Expr, Raw, dtype_name
+from codeword.expr import DTYPES, FLOATS, Affine, Expr, Raw, dtype_name, leaves
 from codeword.fold import METADATA
 from codeword.nn.swap import root_of, swap_with
 from codeword.train.checks import check_mode, check_model
@@ -224,7 +224,11 @@ class Tuner:
         if not tensor.is_floating_point():
             return
         values = self.artifact.decode(source)
-        form = Form(dtype_name(values.dtype), mantissa_bits(values) or finest, 1.0)
+        match self.artifact[source]:
+            case Affine(Raw(whole), np.ndarray() as step, None):
+                form = Form(dtype_name(whole.dtype), None, float(step.reshape(-1)[0]))
+            case _:
+                form = Form(dtype_name(values.dtype), mantissa_bits(values) or finest, 1.0)
         zero = (values == 0) & (parameter and values.ndim > 1 and self._options.fix_zeros)
         if zero.any() or not form.exact:
             self._held[source] = Held(owner, attribute, form, zero)
@@ -246,7 +250,8 @@ class Tuner:
         given, now = 0 if self._nbytes is None else self._nbytes - self.artifact.nbytes, 0
         for source, (owner, attribute) in self._dense.items():
             given += sum(leaf.nbytes for leaf in self.artifact.entries[source].leaves)
-            now += len(encode_leaf(self._array(source, owner, attribute))[1])
+            expr = self._as_filed(source, self._array(source, owner, attribute))
+            now += sum(len(encode_leaf(array)[1]) for _, array in leaves(expr))
         return (given - now) / max(self._coded.nbytes, 1)
 
     def _array(self, source: str, owner: nn.Module, attribute: str) -> np.ndarray:
@@ -264,8 +269,16 @@ class Tuner:
             values = self._array(holder, *self._dense[holder])
             if not np.isfinite(values).all() and np.isfinite(self.artifact.decode(holder)).all():
                 raise diverged(holder)
-            return Raw(values)
+            return self._as_filed(holder, values)
         return self.artifact[entry.name]
+
+    def _as_filed(self, source: str, values: np.ndarray) -> Expr:
+        """The values of a dense tensor as the file holds them: themselves, or as whole numbers of a step."""
+        match self.artifact[source]:
+            case Affine(Raw(whole), np.ndarray() as step, None):
+                return Affine(Raw(np.rint(values / step).astype(whole.dtype)), step)
+            case _:
+                return Raw(values)
 
     def _holder(self, name: str) -> str:
         """The tensor of the file that stands for this one in the net."""
