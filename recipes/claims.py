@@ -93,8 +93,7 @@ def shared(
         _, net, pruner, history = done
         histories = [history]
     if isinstance(how, str):
-        seen = data.fit if row.calibrated else None
-        artifact = codeword.compress(net, how, data=seen, seed=seed, fold_norms=False)  # they are to be trained
+        artifact = codeword.compress(net, how, seed=seed, fold_norms=False)  # they are to be trained
     elif pruner is not None:
         artifact = pruner.finalize(how, seed=seed)
     else:
@@ -103,8 +102,7 @@ def shared(
     if row.tuned is not None:
         before = {} if isinstance(how, str) else scored(artifact, model, data)
         facts = {"before_tuning": {"nbytes": artifact.nbytes, **before}}
-        start = "decoded" if row.calibrated else "model"  # weights that make up for each other's errors are the file's
-        tuner = Tuner(artifact, reassign_every=row.tuned.reassign_every, train=row.kinds, pace=row.pace, start=start)
+        tuner = Tuner(artifact, reassign_every=row.tuned.reassign_every, train=row.kinds, pace=row.pace)
         tuned = tuner.prepare(net.train())
         options = msgspec.structs.replace(row.tuned, seed=seed)
         histories.append(train(tuned, tuner, data.fit, options, teacher=model, validation=data.held_out, on_epoch=told))

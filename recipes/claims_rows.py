@@ -73,7 +73,6 @@ class Row:
     kinds: tuple[Kind, ...] | None = None  # that train; None: what Tuner chooses
     pace: float | None = None  # of shadows; None: what Tuner chooses
     seeds: tuple[int, ...] = (0, 1, 2)
-    calibrated: bool = False  # the file that a target starts from saw 1,024 training images
 
     def options(self) -> dict[str, Any]:
         """What was asked for, for the record."""
@@ -83,7 +82,6 @@ class Row:
             "tuned": None if self.tuned is None else _changed(self.tuned),
             "kinds": self.kinds,
             "pace": self.pace,
-            "calibrated": self.calibrated,
         }
 
 
@@ -239,6 +237,7 @@ def _on_convs(method: Method, *, first: bool = False) -> Plan:
 def _resnet20() -> list[Row]:
     trained = "then codewords and weights trained by distillation, codes taken anew"
     lengths = ("", "", _CIFAR), ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False))
+    blended = "-blended", ", on images mixed in pairs", _with(_CIFAR, epochs=14, blend=True)
     trains: list[tuple[str, str, int, tuple[Kind, ...]]] = [
         ("", "", 6, ()),
         ("-too", " and the templates", 14, ("codebook",)),
@@ -290,18 +289,7 @@ def _resnet20() -> list[Row]:
                 options,
                 pace=1.0,
             )
-            for mark, words, options in lengths
-        ),
-        Row(
-            "fang",
-            "resnet20-ours-23x-calibrated",
-            "resnet20",
-            f"ours: rate-aware at 23x, errors cancelled for 1,024 training images, {trained}",
-            "23x",
-            None,
-            _CIFAR,
-            pace=1.0,
-            calibrated=True,
+            for mark, words, options in (*lengths, blended)
         ),
         Row(
             "fang",
