@@ -237,7 +237,6 @@ def _on_convs(method: Method, *, first: bool = False) -> Plan:
 def _resnet20() -> list[Row]:
     trained = "then codewords and weights trained by distillation, codes taken anew"
     lengths = ("", "", _CIFAR), ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False))
-    blended = "-blended", ", on images mixed in pairs", _with(_CIFAR, epochs=14, blend=True)
     trains: list[tuple[str, str, int, tuple[Kind, ...]]] = [
         ("", "", 6, ()),
         ("-too", " and the templates", 14, ("codebook",)),
@@ -289,7 +288,7 @@ def _resnet20() -> list[Row]:
                 options,
                 pace=1.0,
             )
-            for mark, words, options in (*lengths, blended)
+            for mark, words, options in lengths
         ),
         Row(
             "fang",
