@@ -102,7 +102,8 @@ def shared(
     if row.tuned is not None:
         before = {} if isinstance(how, str) else scored(artifact, model, data)
         facts = {"before_tuning": {"nbytes": artifact.nbytes, **before}}
-        tuner = Tuner(artifact, reassign_every=row.tuned.reassign_every, train=row.kinds, pace=row.pace)
+        nbytes = None if row.ratio is None else int(artifact.dense_nbytes / row.ratio)
+        tuner = Tuner(artifact, reassign_every=row.tuned.reassign_every, train=row.kinds, pace=row.pace, nbytes=nbytes)
         tuned = tuner.prepare(net.train())
         options = msgspec.structs.replace(row.tuned, seed=seed)
         histories.append(train(tuned, tuner, data.fit, options, teacher=model, validation=data.held_out, on_epoch=told))

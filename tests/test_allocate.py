@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import codeword
-from codeword import Keep, RateAware, TargetMissed, allocate
+from codeword import FixedPoint, Keep, RateAware, TargetMissed, allocate
 from codeword.artifact import Artifact
 from codeword.curves import Point, curves_of
 from codeword.expr import lookups
@@ -60,10 +60,12 @@ def test_a_curve_costs_less_and_takes_more_bits_as_lambda_falls(granularity, wei
 def test_a_short_vector_is_rounded_to_fewer_and_fewer_bits():
     curve = curves_of(open_source({"b": laplacian(300)}), {"b"})["b"]
     methods = [curve.at(2.0**step).method for step in range(0, -60, -1)]
-    kept = [23 if method.mantissa_bits is None else method.mantissa_bits for method in methods]
-    assert kept == sorted(kept)
-    assert (kept[0], methods[-1]) == (2, Keep())
-    assert len(set(kept)) > 8
+    fixed = [method.bits for method in methods if isinstance(method, FixedPoint)]
+    kept = [method.mantissa_bits or 23 for method in methods[len(fixed) :]]
+    assert (fixed, kept) == (sorted(fixed), sorted(kept))
+    assert (fixed[0], methods[-1]) == (0, Keep())
+    assert len(set(fixed)) > 8
+    assert len(set(kept)) > 3
 
 
 def test_what_may_not_change_has_one_point():

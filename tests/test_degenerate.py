@@ -12,6 +12,7 @@ import codeword
 from codeword import (
     Birch,
     DensityKMeans,
+    FixedPoint,
     Keep,
     KernelTemplates,
     KMeans,
@@ -89,6 +90,7 @@ EXACT = [
 ]
 CLUSTERING = [
     *EXACT,
+    FixedPoint(6),
     KMeans(1),
     KMeans(4),
     KMeans(4, zero=True),

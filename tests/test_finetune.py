@@ -20,7 +20,7 @@ import codeword
 from codeword.data import Dataset, load_data
 from codeword.errors import CodewordError, DataError, MismatchError, PlanError, TrainingError
 from codeword.finetune import Finetune, History
-from codeword.train.batches import hold_out, moved, open_batches
+from codeword.train.batches import blended, hold_out, moved, open_batches
 from codeword.train.loop import train
 from codeword.train.optimizer import make_optimizer, set_rate
 from codeword.train.processes import Process
@@ -224,6 +224,33 @@ def test_images_are_moved_and_turned_each_on_its_own():
             assert len(places) == 1
             seen.update(places)
     assert len(seen) == 18
+
+
+def test_blended_inputs_lie_between_two_of_them():
+    x = torch.arange(0.0, 64).reshape(64, 1).expand(64, 5).contiguous() ** 2
+    found = blended(x, torch.Generator().manual_seed(0))
+    assert found.shape == x.shape
+    assert torch.equal(found, blended(x, torch.Generator().manual_seed(0)))
+    assert torch.all(found == found[:, :1])  # one share for all of an example
+    assert not torch.isin(found[:, 0], x[:, 0]).all()
+    assert 0 <= found.min() < found.max() <= 63**2
+    # each holds at least a part of its own: (found - x) / (other - x) is the share of another, 0..1, evenly
+    other = x[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    moved_by = ((found - x) / (other - x))[:, 0].nan_to_num(0.5)
+    assert (moved_by.min() >= 0, moved_by.max() <= 1, 0.3 < moved_by.mean() < 0.7) == (True, True, True)
+
+
+def test_blending_is_learned_from_outputs_alone():
+    with pytest.raises(PlanError, match=r"blend mixes inputs.*distill is 0.5; set 1"):
+        Finetune(blend=True)
+    options = msgspec.structs.replace(QUICK, blend=True, distill=1.0)
+    net, stage, history = run(options, teacher=small_net(1))
+    assert history.done[-1].loss is not None
+    assert digest(net, stage) == digest(*run(options, teacher=small_net(1))[:2])
+    with pytest.raises(DataError, match="a loader changes its images itself"):
+        run(options, data=loader(), teacher=small_net(1))
+    with pytest.raises(DataError, match="for inputs that are floats, found int64"):
+        run(options, data=Dataset("words", np.zeros((40, 3), np.int64), np.zeros(40, np.int64)), teacher=small_net(1))
 
 
 def test_what_has_no_label_is_not_judged():

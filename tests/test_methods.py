@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 import round_trip
 from codeword.artifact import code_tensor
 from codeword.errors import PlanError
-from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, decode, leaves, lookups, shape
+from codeword.expr import DTYPES, Affine, Lookup, Raw, Reshape, decode, dtype_name, leaves, lookups, shape
 from codeword.math.bins import make_bins
 from codeword.math.kmeans import kmeans, midpoints
 from codeword.methods import (
     BuiltIn,
+    FixedPoint,
     Keep,
     KMeans,
     Method,
@@ -36,7 +37,7 @@ CLUSTERING = [
     RateAware(0.05, granularity="tensor", codebook="free"),
     RateAware(1e-4, max_clusters=9),
 ]
-METHODS = [Keep(), Keep(3), *CLUSTERING]
+METHODS = [Keep(), Keep(3), FixedPoint(0), FixedPoint(6), *CLUSTERING]
 
 
 def compress(method, weight, importance=None):
@@ -221,6 +222,45 @@ def test_keep_of_few_bits_codes_to_few_bytes():
     assert sizes[2] < sizes[1] < sizes[0]
 
 
+# -- FixedPoint ---------------------------------------------------------------------------------------------------
+
+
+def test_fixed_point_by_hand():
+    """The mean square of 3, 4, 0.3 and -1.2 is 6.63, so the root is above 2: two bits make steps of a half."""
+    expr = compress(FixedPoint(2), np.array([3, 4, 0.3, -1.2], np.float32))
+    assert isinstance(expr, Affine)
+    assert decode(expr.inner).tolist() == [6, 8, 1, -2]
+    assert (expr.scale.tolist(), dtype_name(expr.scale.dtype)) == ([0.5], "bfloat16")
+    assert decode(expr).tolist() == [3, 4, 0.5, -1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1), st.integers(0, 14))
+def test_fixed_point_errs_by_half_a_step_at_most(values, bits):
+    weight = np.array(values, np.float32)
+    expr = compress(FixedPoint(bits), weight)
+    if not weight.any():
+        assert decode(expr).tobytes() == weight.tobytes()
+        return
+    step, wide = float(expr.scale[0]), weight.astype(np.float64)
+    root = np.sqrt(np.mean(wide**2))
+    assert np.abs(decode(expr) - wide).max() <= step / 2
+    assert step <= max(root * 2.0**-bits, np.abs(wide).max() / 16383.5, 2.0**-126) * (1 + 1e-12)
+
+
+def test_at_equal_error_fixed_point_takes_fewer_bytes_than_mantissas():
+    weight = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+
+    def of(method):
+        expr = compress(method, weight)
+        error = np.mean((decode(expr) - weight) ** 2)
+        return error, len(code_tensor("w", "float32", (4000,), expr).payload)
+
+    (error, nbytes), (other_error, other_nbytes) = of(FixedPoint(5)), of(Keep(5))
+    assert error < 1.5 * other_error
+    assert nbytes < 0.95 * other_nbytes
+
+
 # -- KMeans -------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +374,8 @@ def test_rows_are_output_channels():
     [
         (lambda: Keep(-1), r"mantissa_bits must lie in 0\.\.52, got -1"),
         (lambda: Keep(53), "53"),
+        (lambda: FixedPoint(-1), r"bits must lie in 0\.\.14, got -1"),
+        (lambda: FixedPoint(15), "15"),
         (lambda: KMeans(0), r"n_clusters must lie in 1\.\.65536, got 0"),
         (lambda: KMeans(65537), "65537"),
         (lambda: RateAware(0), "lam must be a positive number, got 0"),

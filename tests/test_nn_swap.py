@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from codeword.artifact import Artifact, Writer, code_tensor, tied_tensor
 from codeword.errors import MismatchError
 from codeword.expr import DTYPES, Affine, Expr, Lookup, Raw, Reshape, Scatter
-from codeword.methods import Keep, KMeans, Method, RateAware
+from codeword.methods import FixedPoint, Keep, KMeans, Method, RateAware
 from codeword.nn import CodedConv, CodedEmbedding, CodedLinear, CodedModule, TorchExpr, load_into, state_dict, swap
 from codeword.nn import swap_report as report
 from codeword.sources import open_source
@@ -78,7 +78,7 @@ def floats(model: nn.Module) -> int:
 def lenet_artifact() -> Iterator[Artifact]:
     artifact = compressed(
         lenet5_trained(),
-        {"conv1.weight": KMeans(16), "conv2.weight": KMeans(16, granularity="row"), "fc2.weight": Keep()},
+        {"conv1.weight": KMeans(16), "conv2.weight": KMeans(16, granularity="row"), "fc2.weight": Keep(), "fc2.bias": FixedPoint(5)},
         default=RateAware(0.05),
     )
     _opened.remove(artifact)  # lives longer than one test

@@ -8,7 +8,7 @@ from torch import nn
 from codeword.calibrate import importance_from_data
 from codeword.data import load_data
 from codeword.math.moments import Moments
-from codeword.sensitivity import from_data, from_weights
+from codeword.sensitivity import from_data, from_weights, of_biases
 from codeword.zoo import lenet5_trained
 
 
@@ -45,6 +45,31 @@ def test_of_two_layers_by_hand():
     expected = (2 * 9 * 4 * 1.01 * squares[0]) / (3 * 2 * 1.01 * 2 * squares[1])
     assert found["0.weight"] / found["1.weight"] == pytest.approx(expected**0.5, rel=0.08)  # 256 draws
     assert found["0.weight"] * found["1.weight"] == pytest.approx(1)
+
+
+def test_of_biases_by_hand():
+    """Of the layers above, the bias of "0" is 1 and 2, that of "1" 2 everywhere: 9 * (1 + 4) and 3 * 4, summed over
+    places before they are squared: of one place here. With sequences of 4 places, 4 times that.
+    """
+    model = net(nn.Linear(4, 2), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[3.0, 0], [0, 3.0], [0, 0]]))
+        model[0].bias.copy_(torch.tensor([1.0, 2.0]))
+        model[1].bias.fill_(2.0)
+    moments = {"0.weight": Moments(np.eye(4, dtype=np.float32)[None]), "1.weight": Moments(np.eye(2, dtype=np.float32)[None])}
+    for places in (1, 4):
+        found = from_data(model, inputs(256, places, 4), moments)
+        squares = float(model[1].weight.detach().square().mean(1).mean())
+        weight = places * 3 * 2 * 1.01 * squares  # K-FAC: places know nothing of each other
+        assert found["0.bias"] / found["1.weight"] == pytest.approx((places * 45 / weight) ** 0.5, rel=0.08)
+        assert found["1.bias"] / found["1.weight"] == pytest.approx((places * 12 / weight) ** 0.5, rel=0.08)
+
+
+def test_biases_without_data_by_hand():
+    weights = {"a.weight": (100.0, 50), "b.weight": (4.0, 10), "weight": (1.0, 3), "dead.weight": (0.0, 9)}
+    energies = {"a.bias": 25.0, "b.bias": 16.0, "bias": 0.25, "dead.bias": 1.0, "norm.bias": 9.0, "a.zero": 1.0}
+    found = of_biases(weights, energies | {"c.bias": 0.0}, {"a.weight": 3.0})
+    assert found == pytest.approx({"a.bias": 3 * 0.5, "b.bias": 1.0, "bias": 0.5})
 
 
 def test_proportions_are_those_of_measured_divergence():
@@ -87,7 +112,7 @@ def test_the_model_stays_as_it_is(frozen):
     x = inputs(70, 2, 4, 4)
     model.requires_grad_(not frozen)
     found = from_data(model, x, importance_from_data(model, x))
-    assert set(found) == {"0.weight", "3.weight"}
+    assert set(found) == {"0.weight", "0.bias", "3.weight", "3.bias"}
     assert found == from_data(model, x, importance_from_data(model, x))
     assert model.training
     assert all(parameter.grad is None and parameter.requires_grad != frozen for parameter in model.parameters())
@@ -123,5 +148,5 @@ def test_layers_that_are_not_reached_are_left_out_and_others_bounded():
     importance = importance_from_data(model, x)
     del importance["3.weight"]
     found = from_data(model, x, importance)
-    assert set(found) == {"0.weight", "2.weight"}
+    assert set(found) == {"0.weight", "0.bias", "2.weight", "2.bias", "3.bias"}
     assert all(1 / 8 <= value <= 8 for value in found.values())

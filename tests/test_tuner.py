@@ -20,6 +20,7 @@ from codeword.expr import Affine, Lookup, Raw, Reshape, decode, leaves, lookups,
 from codeword.methods import (
     Birch,
     DensityKMeans,
+    FixedPoint,
     Keep,
     KernelTemplates,
     KMeans,
@@ -57,7 +58,7 @@ ALONE: list[Any] = [
     RateAware(0.02, start=KMeans(8)),
 ]
 PRUNED = [Prune(0.6, then=method) for method in (Keep(), *ALONE)]
-METHODS = [*ALONE, *PRUNED, Keep(mantissa_bits=5)]
+METHODS = [*ALONE, *PRUNED, FixedPoint(6), Keep(mantissa_bits=5)]
 ADAM = {"lr": 3e-2, "weight_decay": 0.1}
 
 

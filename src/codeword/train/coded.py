@@ -158,7 +158,8 @@ class Coded(Mapping[str, TorchExpr]):
                     self[name].free(one.path, unit, share)
                     owner, attribute = self[name].owner(one.path)
                     setattr(owner, attribute, first)
-            form = Form(dtype, None if leaf.kind == "codebook" else mantissa_bits(leaf.values), unit)
+            told = leaf.kind != "codebook" and is_float(leaf.values)
+            form = Form(dtype, mantissa_bits(leaf.values) if told else None, unit)
             pruned = any(self._tensors[name].pruned is not None for name, _ in members)
             zero = stays_zero(leaf, entries=pruned) & options.fix_zeros
             if zero.any() or not form.exact:

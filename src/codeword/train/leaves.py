@@ -73,7 +73,10 @@ def trainable(expr: Expr, pull: np.ndarray | None = None, path: str = "") -> Ite
                 yield Leaf(f"{path}codebook", "codebook", codebook, _members(codes, codebook, h), reach)
         case Affine(inner, scale, offset):
             s = None if scale is None else scale.astype(np.float64)
-            yield from trainable(inner, h if s is None else h * s * s, f"{path}inner.")
+            under = h if s is None else h * s * s
+            yield from trainable(inner, under, f"{path}inner.")
+            if isinstance(inner, Raw) and inner.values.dtype.kind == "i" and s is not None:
+                yield Leaf(f"{path}inner.values", "raw", inner.values, np.broadcast_to(under, full), reach)
             if scale is not None and is_float(scale):
                 pulled = h * np.square(decode(inner).astype(np.float64))
                 yield Leaf(f"{path}scale", _kind(scale, full), scale, _summed_to(pulled, scale.shape), reach)
