@@ -15,7 +15,6 @@ from codeword.finetune import Finetune
 from codeword.methods import (
     Birch,
     DensityKMeans,
-    FixedPoint,
     Keep,
     KernelTemplates,
     Lloyd,
@@ -275,7 +274,7 @@ def _resnet20() -> list[Row]:
             "resnet20",
             "pruned by global dynamic saliency to 50 % zeros while it trains; BIRCH and k-means++ at 18 dB, which find "
             f"k; {trained}, at error and bits, to 15.2x",
-            Plan((Rule("linear.weight", Birch(18.0)), Rule("*conv*.weight", Birch(18.0)), Rule("*", FixedPoint(5)))),
+            Plan((Rule("linear.weight", Birch(18.0)), Rule("*conv*.weight", Birch(18.0)), Rule("*", Keep(4)))),
             Pruned(_with(_LONGER, epochs=4, learning_rate=5e-3), 0.5),
             _CIFAR,
             pace=1.0,

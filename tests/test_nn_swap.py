@@ -78,7 +78,12 @@ def floats(model: nn.Module) -> int:
 def lenet_artifact() -> Iterator[Artifact]:
     artifact = compressed(
         lenet5_trained(),
-        {"conv1.weight": KMeans(16), "conv2.weight": KMeans(16, granularity="row"), "fc2.weight": Keep(), "fc2.bias": FixedPoint(5)},
+        {
+            "conv1.weight": KMeans(16),
+            "conv2.weight": KMeans(16, granularity="row"),
+            "fc2.weight": Keep(),
+            "fc2.bias": FixedPoint(5),
+        },
         default=RateAware(0.05),
     )
     _opened.remove(artifact)  # lives longer than one test

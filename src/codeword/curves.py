@@ -32,6 +32,7 @@ _BINS = 1 << 20  # kept of all tensors together for estimates: 40 MB
 _BINS_A_TENSOR = (2048, 32768)
 _LEAST_CLUSTERED = 4096  # values of a vector worth clustering; matrices always are tried
 _MANTISSAS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19)
+_VARIANCE = "running_var"  # the last word of the name of a norm's
 _FRACTIONS = range(13)
 _NORMAL = 0.5 * math.log2(2 * math.pi * math.e)  # bits of a normal distribution of variance 1
 _OCTAVE = 0.19  # standard deviation of what is anywhere in an octave, over its mean
@@ -70,32 +71,36 @@ class Fixed:
 
 
 class Rounded:
-    """A tensor kept as floats of fewer and fewer bits of mantissa; a vector as whole numbers of a step, too."""
+    """A tensor kept as floats of fewer and fewer bits of mantissa, or as whole numbers of a step if it is short.
 
-    def __init__(self, weight: np.ndarray) -> None:
+    One that is worth clustering has finer choices than steps of a power of two, at no more bits. divisor: a square root
+    of it is divided by, as by a variance, so that small values err as dearly as large ones: no steps.
+    """
+
+    def __init__(self, weight: np.ndarray, *, short: bool, divisor: bool) -> None:
         width = 8 * weight.itemsize
         sample = weight.reshape(-1)[: 1 << 16].astype(np.float32)
         _, exponents = np.frexp(sample)
         share = np.unique(exponents, return_counts=True)[1] / max(sample.size, 1)
         exponent_bits = float(-(share * np.log2(share)).sum())
         # Rounding to m bits errs by 2**-2m / 12 of the mantissa's unit squared; a mantissa's mean square is 7/3.
-        learning = _LEARNING if weight.ndim < 2 else 0.0
+        learning = _LEARNING if short else 0.0
         self._points = [
             Point(Keep(bits), weight.size * (1 + bits + exponent_bits + learning) + _LEAF_BITS, 4.0**-bits / 28)
             for bits in _MANTISSAS
             if 1 + bits + exponent_bits < width
         ]
         self._points.append(Point(Keep(), weight.size * width + _LEAF_BITS, 0.0))
-        if weight.ndim < 2 and sample.any():
-            self._points += _fixed_points(sample.astype(np.float64), weight.size)
+        if short and not divisor and sample.any():
+            self._points += _fixed_points(sample.astype(np.float64))
 
     def at(self, lam: float) -> Point:
         """The cheapest of a handful."""
         return min(self._points, key=lambda point: point.cost + lam * point.bits)
 
 
-def _fixed_points(values: np.ndarray, n: int) -> list[Point]:
-    """Steps for values (n,), or for n of which these are a sample.
+def _fixed_points(values: np.ndarray) -> list[Point]:
+    """Steps for values (n,), not all of them 0.
 
     Their entropy is that of a normal distribution: about 0, or about their mean, which may lie anywhere in an octave of
     that of others that they are coded with.
@@ -107,7 +112,7 @@ def _fixed_points(values: np.ndarray, n: int) -> list[Point]:
         step = 2.0 ** (math.frexp(math.sqrt(square))[1] - 1 - bits)
         error = float(np.mean((values - step * np.rint(values / step)) ** 2))
         each = max(math.log2(spread / step) + _NORMAL, _LEAST_BITS)
-        found.append(Point(FixedPoint(bits), n * each + _LEAF_BITS, error / square))
+        found.append(Point(FixedPoint(bits), values.size * each + _LEAF_BITS, error / square))
     return found
 
 
@@ -243,8 +248,8 @@ def curves_of(
     """The curve of each tensor that is not tied; those outside `lossy`, and those of integers, are kept as they are.
 
     One pass over the weights; what stays in memory is a few thousand bins a tensor. sensitivity: by what the relative
-    error of a tensor counts, 1 if it is not named; None for what the weights tell of it (`codeword.sensitivity`): of all
-    in a net with batch norms, of biases in others. candidates: "all" measures methods of every family too
+    error of a tensor counts, 1 if it is not named; None for what the weights tell of it (`codeword.sensitivity`), which
+    in a net without batch norms is something of biases alone. candidates: "all" measures methods of every family too
     (`codeword.candidates`), by this seed; results: where that is looked up and kept. Raises PlanError for other
     candidates.
     """
@@ -267,7 +272,9 @@ def curves_of(
             cost = (importance or {}).get(info.name)
             # Which weights matter is one thing, that their errors cancel another: the estimate is as without data.
             h = None if isinstance(cost, Moments) else cost
-            curve = _curve(weight, h, granularity, most_bins) if finite else Fixed(8.0 * weight.nbytes)
+            curve: Curve = Fixed(8.0 * weight.nbytes)
+            if finite:
+                curve = _curve(weight, h, granularity, most_bins, divisor=info.name.endswith(_VARIANCE))
             if candidates == "all" and isinstance(curve, Clustered) and weight.ndim > 1 and weight.size >= others.LEAST:
                 curve = _mixed(curve, weight, info, granularity, seed, cost, results)
             found[info.name] = curve
@@ -280,7 +287,7 @@ def curves_of(
             found[info.name] = Fixed(8.0 * info.size * DTYPES[info.dtype].itemsize)
         done += info.size
     if sensitivity is None:
-        balanced = any(info.name.endswith("running_var") for info in source.infos)
+        balanced = any(info.name.endswith(_VARIANCE) for info in source.infos)
         sensitivity = from_weights(norms) if balanced else {}
         sensitivity |= of_biases(norms, energies, sensitivity)
     return {name: Weighed(curve, sensitivity[name]) if name in sensitivity else curve for name, curve in found.items()}
@@ -293,9 +300,12 @@ def _energy(weight: np.ndarray) -> float:
     return sum(float(part @ part) for part in parts)
 
 
-def _curve(weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, most_bins: int) -> Curve:
-    rounded = Rounded(weight)
-    if weight.ndim < 2 and weight.size < _LEAST_CLUSTERED:
+def _curve(
+    weight: np.ndarray, h: np.ndarray | None, granularity: Granularity, most_bins: int, *, divisor: bool
+) -> Curve:
+    short = weight.ndim < 2 and weight.size < _LEAST_CLUSTERED
+    rounded = Rounded(weight, short=short, divisor=divisor)
+    if short:
         return rounded
     rows = as_rows(weight)
     scales = RateAware(1.0, granularity=granularity).scales(rows)

@@ -97,11 +97,9 @@ def _cancelled(second: np.ndarray, upper: np.ndarray) -> float:
     return float(np.diagonal(second).mean() * np.sum(1 / np.square(np.diagonal(upper), dtype=np.float64)))
 
 
-def _slopes(
-    model: torch.nn.Module, data: Sequence[torch.Tensor]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Of the derivative of the log likelihood: (out,) mean over examples of its square by each output of each layer, and
-    that by each value of its bias, times the value, squared and summed.
+def _slopes(model: torch.nn.Module, data: Sequence[torch.Tensor]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Of the derivative of the log likelihood, means over examples: (out,) of its square by each output of each layer,
+    and that by each value of its bias, times the value, squared and summed.
     """
     import torch
 
