@@ -288,10 +288,10 @@ def _resnet20() -> list[Row]:
                 f"ours: rate-aware at 23x, {trained}{words}",
                 "23x",
                 None,
-                options if options.epochs == 1 else _with(options, epochs=18),
+                options,
                 pace=1.0,
             )
-            for mark, words, options in lengths
+            for mark, words, options in (*lengths, ("-blended", ", on images mixed in pairs", _with(_CIFAR, epochs=16, blend=True)))
         ),
         Row(
             "fang",

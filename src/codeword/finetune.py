@@ -37,7 +37,8 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out: examples of a Dataset that are not trained on but scored after each epoch; None: 5,000, or a tenth if
     that is less. keep: the state of the epoch that did best on them, or of the last. mixed: "bf16" computes in
     bfloat16 under weights in float32, "auto" does so where the processor multiplies them fast. shift, mirror: move
-    each image by up to so many pixels, zeros coming in, and turn half of them round. reestimate_norms: measure the
+    each image by up to so many pixels, zeros coming in, and turn half of them round. blend: mix each input with another
+    of its batch, which has no label then: for distill=1, to learn the uncompressed net between images. reestimate_norms: measure the
     running statistics of batch norms anew at the end, which helps some nets and hurts others.
 
     sparsity: prune to this share of zeros first, in prune_epochs (None: as many as epochs). seed: of the order of the
@@ -59,6 +60,7 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compile: bool = False
     shift: int = 0
     mirror: bool = False
+    blend: bool = False
     reestimate_norms: bool = False
     sparsity: float | None = None
     prune_epochs: int | None = None
@@ -76,6 +78,8 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given = getattr(self, name)
             if not (name == "sparsity" and given is None) and not (type(given) in (int, float) and fits(given)):
                 raise PlanError(f"finetune: {name} must be {what}, got {given!r}")
+        if self.blend and self.distill != 1:
+            raise PlanError(f"finetune: blend mixes inputs, which have no label then, but distill is {self.distill}; set 1")
         if self.prune_epochs is not None and self.sparsity is None:
             raise PlanError(f"finetune: prune_epochs is {self.prune_epochs}, but there is no sparsity to prune to")
         for name, words in (("optimizer", Optimizer), ("mixed", Mixed), ("keep", Keeping)):
