@@ -34,7 +34,13 @@ from codeword.data import Dataset
 JSON = Path(__file__).with_suffix(".json")
 SIZE = 224
 PICTURES = {
-    "skimage": ("data/astronaut.png", "data/chelsea.png", "data/coffee.png", "data/motorcycle_left.png", "data/rocket.jpg"),
+    "skimage": (
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/rocket.jpg",
+    ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
     "gradio": tuple(f"media_assets/images/{name}" for name in ("cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
     "ultralytics": ("assets/bus.jpg", "assets/zidane.jpg"),

@@ -291,7 +291,10 @@ def _resnet20() -> list[Row]:
                 options,
                 pace=1.0,
             )
-            for mark, words, options in (*lengths, ("-blended", ", on images mixed in pairs", _with(_CIFAR, epochs=16, blend=True)))
+            for mark, words, options in (
+                *lengths,
+                ("-blended", ", on images mixed in pairs", _with(_CIFAR, epochs=16, blend=True)),
+            )
         ),
         Row(
             "fang",
