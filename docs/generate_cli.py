@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("cli.md")
 HEAD = """\
 # The command line
 
-<!-- Made by docs/generate_cli.py from the program itself. Edit that or src/codeword/cli.py, not this page. -->
+<!-- Made by docs/generate_cli.py from the program itself. Edit that or src/codeword/cli/, not this page. -->
 
 Results go to stdout, progress and errors to stderr; progress is shown on a terminal only, but for a line after each
 epoch of training. With `--json` every verb

@@ -102,7 +102,7 @@ def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
 
 def test_a_loss_that_is_no_number(tmp_path):
     out = tmp_path / "net.cw"
-    args = ["compress", LENET, "-o", out, "--target", "60x", *TRAIN, "--finetune", 2, "--learning-rate", 1e30]
+    args = ["compress", LENET, "-o", out, "--target", "60x", *TRAIN, "--finetune", 2, "--learning-rate", 1e37]
     result = invoke(*args, code=12)
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: ")
@@ -116,6 +116,8 @@ def test_a_loss_that_is_no_number(tmp_path):
     [
         (["--finetune", 2], "give --model and --data"),
         (["--mirror"], "--mirror is about training; give --finetune EPOCHS too"),
+        (["--blend"], "--blend is about training"),
+        (["--blend", *TRAIN, "--finetune", 2], "blend mixes inputs, which have no label then"),
         (["--learning-rate", 0.5], "--learning-rate is about training"),
         (["--resume"], "--resume is about training"),
         (["--finetune", 2, "--model", "codeword.zoo:lenet5"], "give both or neither"),

@@ -38,8 +38,9 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     that is less. keep: the state of the epoch that did best on them, or of the last. mixed: "bf16" computes in
     bfloat16 under weights in float32, "auto" does so where the processor multiplies them fast. shift, mirror: move
     each image by up to so many pixels, zeros coming in, and turn half of them round. blend: mix each input with another
-    of its batch, which has no label then: for distill=1, to learn the uncompressed net between images. reestimate_norms: measure the
-    running statistics of batch norms anew at the end, which helps some nets and hurts others.
+    of its batch, which has no label then: for distill=1, to learn the uncompressed net between images, too.
+    reestimate_norms: measure the running statistics of batch norms anew at the end, which helps some nets and hurts
+    others.
 
     sparsity: prune to this share of zeros first, in prune_epochs (None: as many as epochs). seed: of the order of the
     examples, and of everything else that is random.

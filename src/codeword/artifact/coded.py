@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from codeword.artifact.layout import encode_nodes, encode_own, encode_start, encode_tied
+from codeword.artifact.header_writer import encode_nodes, encode_own, encode_start, encode_tied
 from codeword.coding import Codec, encode_leaf
 from codeword.errors import ExprError
 from codeword.expr import DTYPES, Expr, Reshape, dtype_name, fits_dtype, leaves, result_dtype, shape

@@ -16,7 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, LeafInfo, Place, decode_header, header_nbytes
+from codeword.artifact.header_reader import decode_header, header_nbytes
+from codeword.artifact.layout import CRC_NBYTES, PREFIX_NBYTES, Entry, LeafInfo, Place
 from codeword.artifact.pools import decode_pool
 from codeword.atomic import replacing
 from codeword.coding import decode_leaf

@@ -14,19 +14,8 @@ import tempfile
 from typing import IO, TypeAlias
 
 from codeword.artifact.coded import CodedLeaf, CodedTensor, sealed
-from codeword.artifact.layout import (
-    BORROWING,
-    MAX_POOL,
-    MAX_POOLED,
-    MAX_POOLS,
-    PLAIN,
-    POOLING,
-    Place,
-    encode_borrowed,
-    encode_header,
-    encode_pool,
-    encode_pooled,
-)
+from codeword.artifact.header_writer import encode_borrowed, encode_header, encode_pool, encode_pooled
+from codeword.artifact.layout import BORROWING, MAX_POOL, MAX_POOLED, MAX_POOLS, PLAIN, POOLING, Place
 from codeword.artifact.pools import Filling
 from codeword.artifact.reader import Artifact
 from codeword.coding import Codec

@@ -103,6 +103,9 @@ def compress(
     ] = None,
     shift: Annotated[int, typer.Option(metavar="PIXELS", help="Move training images by up to so many.")] = 0,
     mirror: Annotated[bool, typer.Option("--mirror", help="Turn half of the training images round.")] = False,
+    blend: Annotated[
+        bool, typer.Option("--blend", help="Mix training images in pairs; with --distill 1, labels unused.")
+    ] = False,
     held_out: Annotated[
         int | None,
         typer.Option(metavar="N", help="Examples to score after each epoch, not to train on; 5,000 or a tenth."),
@@ -139,6 +142,7 @@ def compress(
             "sparsity": sparsity,
             "shift": shift,
             "mirror": mirror,
+            "blend": blend,
             "held_out": held_out,
         }
         if finetune is None:

@@ -52,7 +52,8 @@ class FixedPoint(msgspec.Struct, frozen=True, tag_field="method", tag="fixed-poi
     """Whole multiples of one step: 2**-bits of the values' root mean square, that rounded down to a power of two.
 
     For biases and the vectors of norms, whose absolute error is what counts: at equal error it takes a bit less a value
-    than rounding mantissas. Not for variances, of which small ones may become 0. The step is wider where 16 bits would not hold the largest value.
+    than rounding mantissas. Not for variances, of which small ones may become 0. The step is wider where 16 bits would
+    not hold the largest value.
     """
 
     bits: int
