@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import numpy as np
 
 from codeword.artifact import Artifact
 from codeword.atomic import make_folder, replacing
+from codeword.cache import Cache
 from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
 from codeword.evaluate import hits
@@ -51,6 +52,7 @@ def sweep(
     again: Sequence[str] = (),
     seed: int = 0,
     workers: int = 1,
+    cache: Cache | Path | bool = False,
     progress: Progress | None = None,
     on_row: OnRow | None = None,
 ) -> Front:
@@ -60,8 +62,8 @@ def sweep(
     weights. data: labelled test images, a Dataset or the name of one; all of it is scored. calibrate: images by which
     our errors cancel, as in `compress(data=...)`; a peer that weighs errors (coremltools SKM) gets the labels too.
     peers: names out of `peers.PEERS`. folder: where the files, TARGET.cw, and the record, front.json, go; points that
-    stand in the record are not made again, but for those of the methods in `again` ("codeword", or a peer). on_row:
-    told of each new point.
+    stand in the record are not made again, but for those of the methods in `again` ("codeword", or a peer). cache:
+    as for `compress`. on_row: told of each new point.
 
     Sizes are bytes of files on disk (of peers: `codeword.peers`). Raises PlanError if the record is of another net or
     of other data, or a peer is unknown; SourceError, TargetError, DataError, WriteError.
@@ -72,7 +74,9 @@ def sweep(
         if name not in known:
             raise PlanError(f"{name!r} is no peer; there are {', '.join(PEERS)}")
     module = runnable(source, model if net is None else net)
-    jobs = {str(target): _job(target, module, seed=seed, workers=workers, progress=progress) for target in targets}
+    kept = cache if isinstance(cache, Cache) else Cache.of(cache)
+    options: _Options = {"seed": seed, "workers": workers, "progress": progress, "cache": kept}
+    jobs = {str(target): _job(target, module, options) for target in targets}
     for job in jobs.values():
         job.budget(source)  # a target that cannot be read is told before any work
     test = load_data(data) if isinstance(data, str) else data
@@ -84,7 +88,16 @@ def sweep(
     return run.front
 
 
-def _job(target: str | float, net: torch.nn.Module, *, seed: int, workers: int, progress: Progress | None) -> Job:
+class _Options(TypedDict):
+    """What the jobs of all targets have in common."""
+
+    seed: int
+    workers: int
+    progress: Progress | None
+    cache: Cache
+
+
+def _job(target: str | float, net: torch.nn.Module, options: _Options) -> Job:
     return Job(
         target=target,
         plan=None,
@@ -93,13 +106,11 @@ def _job(target: str | float, net: torch.nn.Module, *, seed: int, workers: int, 
         anew=None,
         include=(),
         exclude=(),
-        seed=seed,
-        workers=workers,
         keep_nonfinite=False,
         metadata=None,
-        progress=progress,
         fold_norms=True,
         eps=eps_of(net),
+        **options,
     )
 
 

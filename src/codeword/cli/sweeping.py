@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from codeword import console, report, show
-from codeword.cli.options import Checkpoint, Json, Limit, Seed
+from codeword.cache import Cache
+from codeword.cli.options import Checkpoint, Json, Limit, NoCache, Seed
 from codeword.console import reported
 from codeword.data import load_data
 from codeword.front import Front, Row
@@ -40,6 +41,7 @@ def sweep(
     ] = None,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; the files do not depend on it.")] = 1,
+    no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
     """Draw the front of a net: bytes of files against accuracy, with other tools on the same axes.
@@ -75,6 +77,7 @@ def sweep(
                 again=again or (),
                 seed=seed,
                 workers=workers,
+                cache=Cache.of(not no_cache, console.warn),
                 progress=progress,
                 on_row=on_row,
             )
