@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from codeword import candidates as others
+from codeword.artifact.layout import MAX_POOLED
 from codeword.cache import Results
 from codeword.candidates import Candidates, Measured
 from codeword.errors import PlanError
@@ -39,6 +40,7 @@ _OCTAVE = 0.19  # standard deviation of what is anywhere in an octave, over its 
 _LEAST_BITS = 0.5  # that a value takes, however wide the step
 _LEARNING = 1.0  # bits a value that two byte planes of a few hundred values take beyond their entropy, about
 _LEAF_BITS = 96  # what another leaf costs in header and coder states, about
+_POOLED_BITS = 44  # and a small one, which shares a stream with others
 _FINE = 32  # lambdas an octave that other kinds of methods are taken at
 
 
@@ -85,12 +87,13 @@ class Rounded:
         exponent_bits = float(-(share * np.log2(share)).sum())
         # Rounding to m bits errs by 2**-2m / 12 of the mantissa's unit squared; a mantissa's mean square is 7/3.
         learning = _LEARNING if short else 0.0
+        leaf = _POOLED_BITS if weight.size <= MAX_POOLED else _LEAF_BITS
         self._points = [
-            Point(Keep(bits), weight.size * (1 + bits + exponent_bits + learning) + _LEAF_BITS, 4.0**-bits / 28)
+            Point(Keep(bits), weight.size * (1 + bits + exponent_bits + learning) + leaf, 4.0**-bits / 28)
             for bits in _MANTISSAS
             if 1 + bits + exponent_bits < width
         ]
-        self._points.append(Point(Keep(), weight.size * width + _LEAF_BITS, 0.0))
+        self._points.append(Point(Keep(), weight.size * width + leaf, 0.0))
         if short and not divisor and sample.any():
             self._points += _fixed_points(sample.astype(np.float64))
 
@@ -112,7 +115,7 @@ def _fixed_points(values: np.ndarray) -> list[Point]:
         step = 2.0 ** (math.frexp(math.sqrt(square))[1] - 1 - bits)
         error = float(np.mean((values - step * np.rint(values / step)) ** 2))
         each = max(math.log2(spread / step) + _NORMAL, _LEAST_BITS)
-        found.append(Point(FixedPoint(bits), values.size * each + _LEAF_BITS, error / square))
+        found.append(Point(FixedPoint(bits), values.size * each + _POOLED_BITS, error / square))
     return found
 
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from codeword import allocate
 from codeword.artifact import code_tensor
-from codeword.artifact.layout import MAX_POOLED
 from codeword.curves import Curve, Point, Weighed
 from codeword.data import Dataset, load_data
 from codeword.execute import Cost, Importance, Progress, express
@@ -32,7 +31,7 @@ from codeword.fold import eps_of
 from codeword.job import Job, calibrated, plan_for, runnable
 from codeword.math.bins import make_bins
 from codeword.math.moments import Moments
-from codeword.methods import Keep, Method, RateAware, as_rows
+from codeword.methods import FixedPoint, Keep, Method, RateAware, as_rows
 from codeword.plan import method_line
 from codeword.sources import Kind, Source, TensorInfo, open_source
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 _SAMPLE = 1 << 14  # weights of a tensor that show what compensation adds
 _ROUNDS = 3  # of a choice of points and a look at what compensation adds there
 _RARE = 4.0  # bits for each codeword that 2**bits stands for: rare ones cost more than the curve says
-_POOLING = 52.0  # bits a pooled leaf takes less than the curve says
 _POOLS = 130.0  # bytes, of the pools' own tables
 _START = 25.0  # bytes of a header before the names
 _ENTRY = 35.0  # bytes of a header times the square root of the number of tensors: entries are deflated, and alike
@@ -201,9 +199,8 @@ NOTHING = Added(0.0, 1.0)
 
 def stored(point: Point, info: TensorInfo, added: Added = NOTHING) -> Point:
     """The point as a file has it, of a point of a curve."""
-    if isinstance(point.method, Keep):
-        pooled = point.method != Keep() and info.size <= MAX_POOLED
-        return point._replace(bits=max(point.bits - _POOLING, 8.0) if pooled else point.bits)
+    if isinstance(point.method, Keep | FixedPoint):
+        return point
     rare = min(_RARE * 2.0 ** (point.bits / info.size), info.size)
     return point._replace(bits=point.bits + info.size * added.bits + rare, cost=added.error * point.cost)
 
