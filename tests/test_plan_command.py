@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import codeword
-from codeword import Keep, KMeans, Plan, ProductQuantization, Prune, RateAware, zoo
+from codeword import FixedPoint, Keep, KMeans, Plan, ProductQuantization, Prune, RateAware, zoo
 from codeword.curves import Point
 from codeword.errors import NonFiniteError, PlanError, TargetError
 from codeword.forecast import Added, header_nbytes, stored
@@ -131,7 +131,8 @@ def test_wrong_arguments_are_those_of_compress():
 def test_a_point_as_it_is_stored():
     info = TensorInfo("w", (100, 100), "float32", "linear")
     assert stored(Point(Keep(), 20_000.0, 0.1), info) == Point(Keep(), 20_000.0, 0.1)
-    assert stored(Point(Keep(7), 700.0, 0.1), TensorInfo("b", (50,), "float32", "bias")).bits == 648
+    for method in (Keep(7), FixedPoint(5)):
+        assert stored(Point(method, 700.0, 0.1), TensorInfo("b", (50,), "float32", "bias")).bits == 700
     more = stored(Point(RateAware(0.1), 20_000.0, 0.1), info, Added(0.05, 1.2))
     assert more.bits == pytest.approx(20_000 + 500 + 4 * 2**2)
     assert more.cost == pytest.approx(0.12)
