@@ -165,11 +165,12 @@ def test_planner_sections_say_where_ours_falls_short_and_leave_out_what_was_not_
         "dense_nbytes": 6400,
         "dense_top1": 91.0,
         "rows": [
-            {"method": who, "settings": how, "packing": by, "nbytes": nbytes, "top1": top1, "seconds": 1.0}
-            for who, how, by, nbytes, top1 in points
+            dict(zip(("method", "settings", "packing", "nbytes", "top1"), point, strict=True))
+            | {"agreement": 5 + point[-1], "seconds": 1.0}
+            for point in points
         ],
     }
-    (folder / "front.json").write_text(json.dumps(front | {"margins": []}))
+    (folder / "front.json").write_text(json.dumps(front))
     page = "\n\n".join(generate_results.sections(tmp_path))
     assert "A peer within our bytes is more accurate at 8x (-0.50). No next larger file of one is." in page
     assert "Beside rounding + xz ours take -20 %; -35 % was wanted, which fell short at 8x (-20 %)." in page

@@ -12,14 +12,16 @@ from codeword import peers, zoo
 from codeword import report as reports
 from codeword.data import load_data
 from codeword.errors import MissingDependencyError, PlanError, TargetError
+from codeword.evaluate import classes
 from codeword.front import Beside, Front, Row, bytes_for, margins, unbeaten
+from codeword.nets import load_net
 from codeword.peers import Packed, Peer, Subject, by_rows, nf4, sizes, uniform
 from codeword.report.front import front_markdown, larger_table, ours_table, write_front
 from test_cli import invoke, invoke_json, runner
 
 
-def row(method, nbytes, top1, settings="s", packing="xz"):
-    return Row(method, settings, packing, nbytes, top1, 0.1)
+def row(method, nbytes, top1, settings="s", packing="xz", agreement=None):
+    return Row(method, settings, packing, nbytes, top1, top1 if agreement is None else agreement, 0.1)
 
 
 def front(*rows, dense=99.0):
@@ -87,6 +89,8 @@ def test_points_are_files_on_the_disk_scored_as_they_are(swept):
         assert row.nbytes == path.stat().st_size <= found.dense_nbytes / float(row.settings[:-1])
         assert row.top1 == codeword.evaluate(path, digits(), model=zoo.lenet5()).top1
         assert codeword.verify(path, zoo.lenet5_trained()) == []
+        said = [classes(net, digits()) for net in (zoo.lenet5_trained(), load_net("codeword.zoo:lenet5", path))]
+        assert row.agreement == 100 * float((said[0] == said[1]).mean())
     assert (found.dense_nbytes, found.n, found.data) == (4 * 431_080, 100, "digits")
     assert found.dense_top1 == codeword.evaluate(zoo.lenet5_trained(), digits()).top1
     assert found.missing == {}
@@ -102,7 +106,7 @@ def test_a_sweep_makes_the_bytes_that_compress_makes(swept):
 def test_the_record_reads_back_as_the_front(swept):
     found, folder = swept
     facts = json.loads((folder / "front.json").read_bytes())
-    assert len(facts.pop("margins")) == 2
+    assert [len(facts.pop(f"margins_by_{by}")) for by in ("top1", "agreement")] == [2, 2]
     assert codeword.Front(**{**facts, "rows": [Row(**row) for row in facts["rows"]]}) == found
 
 
@@ -223,6 +227,16 @@ def test_margins_by_hand():
     assert second.larger == {"uniform": Beside(rounding[2], -9.0), "other": Beside(other[1], 20.0)}
 
 
+def test_margins_by_agreement_are_those_of_agreement():
+    """By hand: 97 beside 95 in as many bytes, and rounding is where 97 is halfway, in logarithms, from 200 to 800."""
+    mine = row("codeword", 100, 90, "40x", "cw", agreement=97.0)
+    rounding = [row("uniform", 100, 91, agreement=95.0), row("uniform", 200, 91, agreement=96.0)]
+    (found,) = margins(front(mine, *rounding, row("uniform", 800, 91, agreement=98.0)), "agreement")
+    assert found.within == Beside(rounding[0], 2.0)
+    assert found.larger == {"uniform": Beside(rounding[0], 2.0)}
+    assert found.saved == pytest.approx(1 - 100 / 400)
+
+
 def test_a_file_that_a_smaller_one_of_ours_beats_is_not_said_to_save():
     rows = [row("codeword", 100, 90, "40x", "cw"), row("codeword", 200, 90, "20x", "cw"), row("uniform", 250, 90)]
     assert [margin.saved for margin in margins(front(*rows))] == [None, pytest.approx(0.6)]
@@ -237,7 +251,8 @@ def test_tables_say_what_margins_say():
     assert larger_table(found, margins(found)) == (["target", "rounding a channel"], [["40x", "+0.00 (1.60x)"]])
     text = front_markdown(found)
     assert "| 40x | 100 | 40.00x | 90.00 | +9.00 | 85.50 (NF4, blocks of 64, xz) | +4.50 | -38% |" in text
-    assert "| NF4 | blocks of 64 | xz | 80 | 50.00x | 85.50 |" in text
+    assert "| NF4 | blocks of 64 | xz | 80 | 50.00x | 85.50 | 85.50 |" in text
+    assert "| 40x | 100 | 40.00x | 90.00 | 85.50 (NF4, blocks of 64, xz) | +4.50 | -38% |" in text
     assert "no header" in text
 
 
@@ -322,7 +337,7 @@ def test_sweep_on_the_command_line(tmp_path):
     }
     facts = invoke_json(*args)  # all is there already: nothing to tell
     assert [row["settings"] for row in facts["rows"] if row["method"] == "codeword"] == ["20x", "40x"]
-    assert [margin["row"]["settings"] for margin in facts["margins"]] == ["20x", "40x"]
+    assert [margin["row"]["settings"] for margin in facts["margins_by_top1"]] == ["20x", "40x"]
     assert "40x" in invoke(*args)
 
 

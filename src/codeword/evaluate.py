@@ -77,7 +77,15 @@ def hits(model: nn.Module, dataset: Dataset, *, batch_size: int = 500, nan_is_wr
 
     The rest as for `evaluate`.
     """
-    return _top5(model, dataset, batch_size, None, None, nan_is_wrong=nan_is_wrong)[0][:, 0] == dataset.y
+    return classes(model, dataset, batch_size=batch_size, nan_is_none=nan_is_wrong) == dataset.y
+
+
+def classes(model: nn.Module, dataset: Dataset, *, batch_size: int = 500, nan_is_none: bool = False) -> np.ndarray:
+    """(n,) the top-1 class of each example; nan_is_none: of NaN logits it is -1, and no error.
+
+    The rest as for `evaluate`.
+    """
+    return _top5(model, dataset, batch_size, None, None, nan_is_wrong=nan_is_none)[0][:, 0]
 
 
 def _score(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
 
 import msgspec
 
 OURS = "codeword"
 ROUNDING, XZ = "uniform", "xz"  # the peer and the packing that anyone can make
+
+# What files are compared by: how often they are right, or how often they say what the uncompressed net says. Where few
+# images change sides top-1 is mostly luck, for as many may turn right as wrong.
+Measure: TypeAlias = Literal["top1", "agreement"]
 
 _NEAR = 2.0  # times our bytes: what is larger by more is no rival
 
@@ -21,6 +26,7 @@ class Row(msgspec.Struct, frozen=True):
     packing: str  # "cw" of ours
     nbytes: int
     top1: float  # percent
+    agreement: float  # percent of images whose top-1 class is that of the uncompressed net
     seconds: float  # to make it, without coding of peers
     file: str | None = None  # where it lies beside the record; peers are measured, not kept
 
@@ -61,7 +67,7 @@ class Beside(msgspec.Struct, frozen=True):
     """One peer's row beside one of ours."""
 
     row: Row
-    ahead: float  # points of ours above it
+    ahead: float  # points of ours above it, in what they are compared by
 
 
 class Margin(msgspec.Struct, frozen=True):
@@ -71,49 +77,52 @@ class Margin(msgspec.Struct, frozen=True):
     within: Beside | None  # the best peer that takes no more bytes
     # Of each peer the next larger file that none of its smaller ones beats, if it is at most twice as large.
     larger: dict[str, Beside]
-    # Share of bytes less than rounding + xz takes to be as accurate, 0..1; None for a file that a smaller one beats.
+    # Share of bytes less than rounding + xz takes to be as good, 0..1; None for a file that a smaller one beats.
     saved: float | None
 
 
-def unbeaten(rows: Iterable[Row]) -> list[Row]:
-    """Rows by bytes, each more accurate than all that are no larger."""
+def unbeaten(rows: Iterable[Row], by: Measure = "top1") -> list[Row]:
+    """Rows by bytes, each better than all that are no larger."""
     found: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.nbytes, -row.top1)):
-        if not found or row.top1 > found[-1].top1:
+    for row in sorted(rows, key=lambda row: (row.nbytes, -worth(row, by))):
+        if not found or worth(row, by) > worth(found[-1], by):
             found.append(row)
     return found
 
 
-def margins(front: Front) -> list[Margin]:
+def margins(front: Front, by: Measure = "top1") -> list[Margin]:
     """Each of our files beside the peers, the largest first."""
     everyone = [row for row in front.rows if row.method != OURS]
-    mine = unbeaten(front.ours)
-    rounding = unbeaten(row for row in front.of(ROUNDING) if row.packing == XZ)
+    mine = unbeaten(front.ours, by)
+    rounding = unbeaten((row for row in front.of(ROUNDING) if row.packing == XZ), by)
     found = []
     for row in reversed(front.ours):
-        best = max((peer for peer in everyone if peer.nbytes <= row.nbytes), key=_worth, default=None)
+        own = worth(row, by)
+        within = (peer for peer in everyone if peer.nbytes <= row.nbytes)
+        best = max(within, key=lambda peer: (worth(peer, by), -peer.nbytes), default=None)
         larger = {}
         for name in front.peers:
-            after = next((peer for peer in unbeaten(front.of(name)) if peer.nbytes >= row.nbytes), None)
+            after = next((peer for peer in unbeaten(front.of(name), by) if peer.nbytes >= row.nbytes), None)
             if after is not None and after.nbytes <= _NEAR * row.nbytes:
-                larger[name] = Beside(after, row.top1 - after.top1)
-        needed = bytes_for(rounding, row.top1) if row in mine else None
+                larger[name] = Beside(after, own - worth(after, by))
+        needed = bytes_for(rounding, own, by) if row in mine else None
         saved = None if needed is None else 1 - row.nbytes / needed
-        found.append(Margin(row, None if best is None else Beside(best, row.top1 - best.top1), larger, saved))
+        found.append(Margin(row, None if best is None else Beside(best, own - worth(best, by)), larger, saved))
     return found
 
 
-def _worth(row: Row) -> tuple[float, int]:
-    return row.top1, -row.nbytes
+def worth(row: Row, by: Measure) -> float:
+    """What a file is compared by, percent."""
+    return row.top1 if by == "top1" else row.agreement
 
 
-def bytes_for(rows: Sequence[Row], top1: float) -> float | None:
-    """Bytes at which unbeaten rows reach an accuracy, on lines between them over log bytes; None if none does."""
+def bytes_for(rows: Sequence[Row], wanted: float, by: Measure = "top1") -> float | None:
+    """Bytes at which unbeaten rows are as good as that, on lines between them over log bytes; None if none is."""
     for below, above in zip([None, *rows], rows, strict=False):
-        if above.top1 < top1:
+        if worth(above, by) < wanted:
             continue
         if below is None:
             return float(above.nbytes)
-        share = (top1 - below.top1) / (above.top1 - below.top1)
+        share = (wanted - worth(below, by)) / (worth(above, by) - worth(below, by))
         return math.exp(math.log(below.nbytes) + share * math.log(above.nbytes / below.nbytes))
     return None

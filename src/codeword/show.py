@@ -185,7 +185,8 @@ def forecast(found: Forecast, out: Path | None) -> None:
 
 def point(found: Front, row: Row) -> str:
     """A new point of a front in a line."""
-    return f"{found.ratio(row):6.2f}x {row.nbytes:>12,} bytes  top-1 {row.top1:6.2f} %  {named(row)}"
+    scores = f"top-1 {row.top1:6.2f} %  agrees {row.agreement:6.2f} %"
+    return f"{found.ratio(row):6.2f}x {row.nbytes:>12,} bytes  {scores}  {named(row)}"
 
 
 def front(found: Front, files: Mapping[str, Any]) -> None:

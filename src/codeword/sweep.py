@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import msgspec
 import numpy as np
@@ -22,10 +22,10 @@ from codeword.atomic import make_folder, replacing
 from codeword.cache import Cache
 from codeword.data import Dataset, load_data
 from codeword.errors import PlanError
-from codeword.evaluate import hits
+from codeword.evaluate import classes
 from codeword.execute import Progress
 from codeword.fold import eps_of
-from codeword.front import OURS, Front, Row, margins
+from codeword.front import OURS, Front, Measure, Row, margins
 from codeword.job import Job, calibrated, runnable
 from codeword.peers import PEERS, Subject, hushed, sizes
 from codeword.sources import Source, open_source
@@ -133,6 +133,7 @@ class _Run:
         self._seen = seen
         self._folder = folder
         self._on_row = on_row
+        self._said: np.ndarray | None = None  # by the uncompressed net: classes
 
     def start(self, again: Iterable[str]) -> None:
         """Read the record, or score the uncompressed net."""
@@ -148,7 +149,7 @@ class _Run:
         )
         before = self._record()
         if before is None:
-            self.front = msgspec.structs.replace(self.front, dense_top1=self._top1(self._module))
+            self.front = msgspec.structs.replace(self.front, dense_top1=self._scores(self._module)[0])
             return
         for field in ("digest", "data", "n", "calibration"):
             theirs, mine = getattr(before, field), getattr(self.front, field)
@@ -191,8 +192,8 @@ class _Run:
                 made.artifact.save(file)
             with made.artifact if file is None else Artifact.open(file) as artifact:
                 load_into(self._scored, artifact)
-                top1 = self._top1(self._scored)
-                self._add(Row(OURS, text, "cw", artifact.nbytes, top1, seconds, None if file is None else file.name))
+                scores = self._scores(self._scored)
+                self._add(Row(OURS, text, "cw", artifact.nbytes, *scores, seconds, None if file is None else file.name))
 
     def others(self, names: Sequence[str]) -> None:
         """The peers' points."""
@@ -213,11 +214,11 @@ class _Run:
                         made = make()
                     seconds = time.perf_counter() - start
                     self._set(made.weights)
-                    top1 = self._top1(self._scored)
+                    scores = self._scores(self._scored)
                 except Exception as error:  # noqa: BLE001 - another's code may raise anything; the sweep goes on
                     self._miss(f"{name}, {settings}", f"{type(error).__name__}: {error}")
                     continue
-                self._add(*(Row(name, settings, how, size, top1, seconds) for how, size in sizes(made).items()))
+                self._add(*(Row(name, settings, how, size, *scores, seconds) for how, size in sizes(made).items()))
 
     def _set(self, weights: Mapping[str, np.ndarray]) -> None:
         import torch
@@ -225,8 +226,12 @@ class _Run:
         state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
         self._scored.load_state_dict(state, strict=False)  # without the second names of tied weights, and counters
 
-    def _top1(self, net: torch.nn.Module) -> float:
-        return 100 * float(hits(net, self._test, batch_size=_BATCH, nan_is_wrong=True).mean())
+    def _scores(self, net: torch.nn.Module) -> tuple[float, float]:
+        """(top-1, agreement with the uncompressed net), percent."""
+        found = classes(net, self._test, batch_size=_BATCH, nan_is_none=True)
+        if self._said is None:
+            self._said = found if net is self._module else classes(self._module, self._test, batch_size=_BATCH)
+        return 100 * float((found == self._test.y).mean()), 100 * float((found == self._said).mean())
 
     def _miss(self, name: str, why: str) -> None:
         self.front = msgspec.structs.replace(self.front, missing=self.front.missing | {name: why})
@@ -257,4 +262,5 @@ def _digest(source: Source) -> str:
 
 def facts_of(front: Front) -> dict[str, Any]:
     """What the record holds: the front and the margins, which are made anew from its rows and never read."""
-    return msgspec.to_builtins(front) | {"margins": msgspec.to_builtins(margins(front))}
+    compared = {f"margins_by_{by}": msgspec.to_builtins(margins(front, by)) for by in get_args(Measure)}
+    return msgspec.to_builtins(front) | compared

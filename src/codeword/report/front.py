@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from codeword.atomic import make_folder, replacing
-from codeword.front import OURS, Front, Margin, Row, margins, unbeaten
+from codeword.front import OURS, Front, Margin, Measure, Row, margins, unbeaten, worth
 from codeword.peers import PEERS
 from codeword.report.draw import BEFORE, CODEWORD, FAINT, INK
 from codeword.report.words import human_bytes
@@ -47,17 +47,17 @@ def write_front(folder: str | os.PathLike[str], front: Front, *, picture: bool =
 # The table
 
 
-def ours_table(front: Front, found: Sequence[Margin]) -> tuple[list[str], list[list[str]]]:
+def ours_table(front: Front, found: Sequence[Margin], by: Measure = "top1") -> tuple[list[str], list[list[str]]]:
     """(columns, rows): each of our files, and the best of all peers within its bytes."""
-    columns = ["target", "bytes", "ratio", "top-1 %", "drop", "best peer in these bytes", "ahead", "rounding + xz"]
+    scores = ["top-1 %", "drop"] if by == "top1" else ["agrees %"]
+    columns = ["target", "bytes", "ratio", *scores, "best peer in these bytes", "ahead", "rounding + xz"]
     rows = []
     for margin in found:
         row, best = margin.row, margin.within
-        beside = ["", ""] if best is None else [f"{best.row.top1:.2f} ({named(best.row)})", f"{best.ahead:+.2f}"]
+        own = [f"{row.top1:.2f}", f"{front.dense_top1 - row.top1:+.2f}"] if by == "top1" else [f"{row.agreement:.2f}"]
+        beside = ["", ""] if best is None else [f"{worth(best.row, by):.2f} ({named(best.row)})", f"{best.ahead:+.2f}"]
         saved = "" if margin.saved is None else f"{-margin.saved:+.0%}"
-        drop = f"{front.dense_top1 - row.top1:+.2f}"
-        rows.append([row.settings, f"{row.nbytes:,}", f"{front.ratio(row):.2f}x", f"{row.top1:.2f}", drop, *beside])
-        rows[-1].append(saved)
+        rows.append([row.settings, f"{row.nbytes:,}", f"{front.ratio(row):.2f}x", *own, *beside, saved])
     return columns, rows
 
 
@@ -79,7 +79,7 @@ def named(row: Row) -> str:
 
 def front_markdown(front: Front, *, picture: str | None = None) -> str:
     """The page."""
-    found = margins(front)
+    found, agreeing = margins(front), margins(front, "agreement")
     calibration = "no data" if front.calibration is None else f"{front.calibration} without their labels"
     parts = [
         f"# {front.net}: bytes against accuracy",
@@ -96,12 +96,22 @@ def front_markdown(front: Front, *, picture: str | None = None) -> str:
             "Points of top-1 that ours are ahead of it, and how many times larger it is, up to twice. Of a peer's "
             "files those count that none of its smaller ones beats.",
         ]
+    parts += [
+        "## By agreement with the uncompressed net\n\n" + _table(*ours_table(front, agreeing, "agreement")),
+        "The share of images whose top-1 class is the uncompressed net's, and all columns by it. Near the "
+        "uncompressed net top-1 is mostly luck: of the images that change sides some turn right.",
+        *([_table(*larger_table(front, agreeing))] if front.peers else []),
+    ]
     rows = sorted(front.rows, key=lambda row: row.nbytes)
     cells = [
-        [label(r.method), r.settings, r.packing, f"{r.nbytes:,}", f"{front.ratio(r):.2f}x", f"{r.top1:.2f}"]
+        [
+            *(label(r.method), r.settings, r.packing, f"{r.nbytes:,}"),
+            *(f"{front.ratio(r):.2f}x", f"{r.top1:.2f}", f"{r.agreement:.2f}"),
+        ]
         for r in rows
     ]
-    parts.append("## All files\n\n" + _table(["method", "settings", "packing", "bytes", "ratio", "top-1 %"], cells, 3))
+    columns = ["method", "settings", "packing", "bytes", "ratio", "top-1 %", "agrees %"]
+    parts.append("## All files\n\n" + _table(columns, cells, 3))
     parts += [f"- {name}: {why}" for name, why in front.missing.items()]
     return "\n\n".join([*parts, COUNTED]) + "\n"
 
