@@ -280,6 +280,17 @@ def _resnet20() -> list[Row]:
             pace=1.0,
             ratio=15.2,
         ),
+        Row(
+            "jia",
+            "resnet20-birch-rate-aware",
+            "resnet20",
+            f"BIRCH and k-means++ at 15 dB, which find k; rate-aware from there, which prunes; {trained}, on images mixed "
+            "in pairs",
+            _on_convs(RateAware(0.13, start=Birch(15.0))),
+            None,
+            _with(_CIFAR, epochs=10, blend=True),
+            pace=1.0,
+        ),
         *(
             Row(
                 "fang",

@@ -123,6 +123,7 @@ class Tuner:
         self.fixed = dict.fromkeys(self._coded.frozen, "requires_grad is False")
         self._held = dict(self._coded.free())
         self._dense: dict[str, tuple[nn.Module, str]] = {}  # tensor of the file -> module and name that hold it
+        self._given: dict[str, int] = {}  # and its bytes in that file, if it were coded alone
         self._sources: dict[str, str] = {}  # tensor of the net -> of the file
         finest = self._finest()
         for place, why in swapped:
@@ -221,6 +222,7 @@ class Tuner:
             tensor.requires_grad_(False)
             return
         self._dense[source] = owner, attribute
+        self._given[source] = _coded_nbytes(self.artifact[source])
         if not tensor.is_floating_point():
             return
         values = self.artifact.decode(source)
@@ -249,9 +251,8 @@ class Tuner:
         """
         given, now = 0 if self._nbytes is None else self._nbytes - self.artifact.nbytes, 0
         for source, (owner, attribute) in self._dense.items():
-            given += sum(leaf.nbytes for leaf in self.artifact.entries[source].leaves)
-            expr = self._as_filed(source, self._array(source, owner, attribute))
-            now += sum(len(encode_leaf(array)[1]) for _, array in leaves(expr))
+            given += self._given[source]
+            now += _coded_nbytes(self._as_filed(source, self._array(source, owner, attribute)))
         return (given - now) / max(self._coded.nbytes, 1)
 
     def _array(self, source: str, owner: nn.Module, attribute: str) -> np.ndarray:
@@ -292,6 +293,11 @@ class Tuner:
         if self._net is None:
             raise PlanError("this tuner has no net yet; net = tuner.prepare(model) first, and train that")
         return self._net
+
+
+def _coded_nbytes(expr: Expr) -> int:
+    """Bytes of all leaves, each coded alone: what a pool makes of several is not known before the file is made."""
+    return sum(len(encode_leaf(array)[1]) for _, array in leaves(expr))
 
 
 def _pace(every: int | None) -> float:
