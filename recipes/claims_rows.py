@@ -284,8 +284,8 @@ def _resnet20() -> list[Row]:
             "jia",
             "resnet20-birch-rate-aware",
             "resnet20",
-            f"BIRCH and k-means++ at 15 dB, which find k; rate-aware from there, which prunes; {trained}, on images mixed "
-            "in pairs",
+            "BIRCH and k-means++ at 15 dB, which find k; rate-aware from there, which prunes; "
+            f"{trained}, on images mixed in pairs",
             _on_convs(RateAware(0.13, start=Birch(15.0))),
             None,
             _with(_CIFAR, epochs=10, blend=True),
