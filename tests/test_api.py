@@ -26,6 +26,7 @@ PUBLIC = [
     "Compressed",
     "DensityKMeans",
     "Finetune",
+    "FixedPoint",
     "Forecast",
     "Front",
     "KMeans",

@@ -117,7 +117,6 @@ def test_a_loss_that_is_no_number(tmp_path):
         (["--finetune", 2], "give --model and --data"),
         (["--mirror"], "--mirror is about training; give --finetune EPOCHS too"),
         (["--blend"], "--blend is about training"),
-        (["--blend", *TRAIN, "--finetune", 2], "blend mixes inputs, which have no label then"),
         (["--learning-rate", 0.5], "--learning-rate is about training"),
         (["--resume"], "--resume is about training"),
         (["--finetune", 2, "--model", "codeword.zoo:lenet5"], "give both or neither"),
@@ -127,6 +126,13 @@ def test_options_that_do_not_go_together(tmp_path, args, says):
     result = invoke("compress", LENET, "-o", tmp_path / "a.cw", *args, "--json", code=2)
     assert says in json.loads(result.stdout)["error"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blending_is_for_training_without_labels(tmp_path):
+    args = ["compress", LENET, "-o", tmp_path / "a.cw", "--target", "60x", *TRAIN, "--finetune", 1, "--blend"]
+    assert "blend mixes inputs, which have no label then; distill is 0.5" in invoke(*args, code=5).stderr
+    invoke(*args, "--distill", 1)
+    assert codeword.load(tmp_path / "a.cw").ratio >= 60
 
 
 def test_data_of_another_task(tmp_path):

@@ -241,7 +241,7 @@ def test_blended_inputs_lie_between_two_of_them():
 
 
 def test_blending_is_learned_from_outputs_alone():
-    with pytest.raises(PlanError, match=r"blend mixes inputs.*distill is 0.5; set 1"):
+    with pytest.raises(PlanError, match=r"blend mixes inputs.*distill is 0.5, not 1"):
         Finetune(blend=True)
     options = msgspec.structs.replace(QUICK, blend=True, distill=1.0)
     net, stage, history = run(options, teacher=small_net(1))

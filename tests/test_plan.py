@@ -218,7 +218,7 @@ RULE = {"tensors": "*", "method": "rate-aware", "lam": 0.1}
         ({"rule": [RULE], "sede": 1}, "p.sede: unknown field; did you mean 'seed'?"),
         ({"rule": [RULE], "qqq": 1}, "p.qqq: unknown field; valid are target, seed, fold_norms, rule"),
         ({"rule": [RULE | {"method": "rate_aware"}]}, "p: rule[0].method: 'rate_aware' is no method; did you mean"),
-        ({"rule": [RULE | {"method": "svd"}]}, "'svd' is no method; valid are keep, kmeans, rate-aware"),
+        ({"rule": [RULE | {"method": "svd"}]}, "'svd' is no method; valid are keep, fixed-point, kmeans, rate-aware"),
         ({"rule": [RULE | {"method": 3}]}, "p: rule[0].method: 3 is no method"),
         ({"rule": [{"tensors": "*"}]}, "p: rule[0].method: None is no method"),
         ({"rule": [RULE | {"n_clusters": 4}]}, "p: rule[0].n_clusters: unknown field"),

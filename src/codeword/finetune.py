@@ -80,9 +80,7 @@ class Finetune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not (name == "sparsity" and given is None) and not (type(given) in (int, float) and fits(given)):
                 raise PlanError(f"finetune: {name} must be {what}, got {given!r}")
         if self.blend and self.distill != 1:
-            raise PlanError(
-                f"finetune: blend mixes inputs, which have no label then, but distill is {self.distill}; set 1"
-            )
+            raise PlanError(f"finetune: blend mixes inputs, which have no label then; distill is {self.distill}, not 1")
         if self.prune_epochs is not None and self.sparsity is None:
             raise PlanError(f"finetune: prune_epochs is {self.prune_epochs}, but there is no sparsity to prune to")
         for name, words in (("optimizer", Optimizer), ("mixed", Mixed), ("keep", Keeping)):
