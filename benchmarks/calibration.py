@@ -3,8 +3,8 @@
     CODEWORD_DATA=DATA python benchmarks/calibration.py --weights FOLDER [--nets resnet20 ...] [--targets 15x ...]
 
 FOLDER holds cifar10_resnet20.safetensors and cifar10_resnet56.safetensors. The images are 1,024 of the training set,
-evenly spaced; top-1 is on the whole test set. Writes benchmarks/calibration.json row by row; rows that are there are
-not made again.
+evenly spaced; top-1 is on the whole test set. vectors_nbytes: what norms, biases and counters take of a file. Writes
+benchmarks/calibration.json row by row; rows that are there are not made again.
 """
 
 from __future__ import annotations
@@ -57,11 +57,14 @@ def row(name: str, net: Net, path: Path, target: str, images: int) -> dict:
         differences = codeword.verify(file)
         top1 = codeword.evaluate(file, f"{net.data}:test", model=model).top1
         nbytes = file.stat().st_size
+        with codeword.load(file) as artifact:
+            vectors = sum(entry.nbytes for entry in artifact.entries.values() if len(entry.shape) < 2)
     return {
         "net": name,
         "target": target,
         "images": images,
         "bytes": nbytes,
+        "vectors_nbytes": vectors,
         "ratio": round(made.artifact.dense_nbytes / nbytes, 2),
         "top1": round(top1, 2),
         "seconds": round(seconds, 1),
