@@ -169,17 +169,8 @@ def _deep_compression(net: str, targets: tuple[str, ...], one_call: tuple[str, .
 
 
 def _fang_and_jia_lenet5() -> list[Row]:
-    """Side by side, because they begin with the same pruning; and pruning alone."""
-    rows = [
-        Row(
-            "jia",
-            "lenet5-pruned-98",
-            "lenet5",
-            "pruned by global dynamic saliency to 98 % zeros while it trains, 20 epochs; nothing else",
-            Keep(),
-            Pruned(_with(_MNIST, epochs=20), 0.98),
-        )
-    ]
+    """Side by side, because they begin with the same pruning."""
+    rows = []
     for pruned, birch in ((_SALIENT, Birch(15.0)), (_LESS, Birch(18.0))):
         first = f"pruned by global dynamic saliency to {pruned.sparsity:.0%} zeros while it trains"
         last = "codebooks trained with codes fixed"
