@@ -23,6 +23,7 @@ from codeword.methods import (
     round_mantissa,
     row_scales,
 )
+from codeword.report.measure import describe
 from round_trip import error
 
 BF16 = DTYPES["bfloat16"]
@@ -412,3 +413,7 @@ def test_errors_of_a_vector_are_not_compensated():
     dense = decode(compress(RateAware(0.05, granularity="tensor"), vector)).reshape(64, 100)
     assert np.all(dense == dense[:, :1])
     assert np.all(np.diff(dense[:, 0]) >= 0)
+
+
+def test_fixed_point_is_called_so():
+    assert describe(compress(FixedPoint(3), laplacian(9))) == "fixed point"

@@ -111,6 +111,8 @@ def describe(expr: Expr) -> str:
             kind = "shared" if codebook.shape[2] == 1 else f"shared vectors of {codebook.shape[2]}"
             groups, rows = codes.shape[:2]
             return kind if groups == 1 else f"{kind}, a codebook per {'row' if rows == 1 else f'{rows} rows'}"
+        case Affine(Raw(values), _, None) if values.dtype.kind == "i":
+            return "fixed point"
         case Affine(inner, scale, offset):
             what = describe(inner)
             if offset is not None:
