@@ -138,7 +138,8 @@ def agreement(record: dict) -> list[str]:
         *parts,
         "Trained on ImageNet, which is not at hand: what is counted is how often top-1 is that of the uncompressed net "
         f"({record['dense_nbytes']:,} bytes), in percent, on {listed(kinds)}. With data: {record['calibration']}, "
-        "without labels.",
+        "without labels. The photographs that are counted are crops of 20 of ImageNet that foolbox brings along; those "
+        "of calibration are others.",
         table(["target", "data", "bytes", "ratio", *images, "took"], lines),
     ]
 
