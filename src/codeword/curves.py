@@ -112,10 +112,11 @@ def _fixed_points(values: np.ndarray) -> list[Point]:
     spread = math.sqrt(min(square, square - mean**2 + (_OCTAVE * mean) ** 2))
     found = []
     for bits in _FRACTIONS:
-        step = 2.0 ** (math.frexp(math.sqrt(square))[1] - 1 - bits)
+        method = FixedPoint(bits)
+        step = method.step(values)
         error = float(np.mean((values - step * np.rint(values / step)) ** 2))
         each = max(math.log2(spread / step) + _NORMAL, _LEAST_BITS)
-        found.append(Point(FixedPoint(bits), values.size * each + _POOLED_BITS, error / square))
+        found.append(Point(method, values.size * each + _POOLED_BITS, error / square))
     return found
 
 

@@ -62,15 +62,19 @@ class FixedPoint(msgspec.Struct, frozen=True, tag_field="method", tag="fixed-poi
         if not 0 <= self.bits <= 14:
             raise PlanError(f"fixed-point: bits must lie in 0..14, got {self.bits}")
 
+    def step(self, values: np.ndarray) -> float:
+        """The step for values of any shape, not all of them 0."""
+        octave = math.frexp(root_mean_square(as_rows(values)))[1] - 1
+        top = float(np.abs(values).max())
+        return 2.0 ** max(octave - self.bits, math.ceil(math.log2(top / 32767)), _LEAST_OCTAVE)
+
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
         """Raw whole numbers under an Affine of the step; of 16 bits all, so that vectors of a net share a stream."""
         del importance, generator
         values = weight.astype(np.float64)
-        top = float(np.abs(values).max(initial=0))
-        if not top > 0:
+        if not values.any():
             return Raw(weight)
-        octave = math.frexp(root_mean_square(as_rows(weight)))[1] - 1
-        step = 2.0 ** max(octave - self.bits, math.ceil(math.log2(top / 32767)), _LEAST_OCTAVE)
+        step = self.step(values)
         return Affine(Raw(np.rint(values / step).astype(np.int16)), np.full((1,) * weight.ndim, step, _BFLOAT16))
 
 

@@ -14,7 +14,7 @@ master copies, so that no step is too small to count (`leaves.Held`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,13 @@ from codeword.train.processes import keep_codes_here
 
 _STRIDE = 2.0  # steps of a dense weight that a shadow goes between two sets of codes
 State: TypeAlias = dict[str, Tensor | int | float | str]
+
+
+class _Steps(NamedTuple):
+    """How the file holds a vector in fixed point: whole numbers of this dtype, times the step."""
+
+    step: np.ndarray
+    dtype: np.dtype
 
 
 class Tuner:
@@ -124,6 +131,7 @@ class Tuner:
         self._held = dict(self._coded.free())
         self._dense: dict[str, tuple[nn.Module, str]] = {}  # tensor of the file -> module and name that hold it
         self._given: dict[str, int] = {}  # and its bytes in that file, if it were coded alone
+        self._steps_of: dict[str, _Steps] = {}  # of those that the file holds in fixed point
         self._sources: dict[str, str] = {}  # tensor of the net -> of the file
         finest = self._finest()
         for place, why in swapped:
@@ -222,15 +230,16 @@ class Tuner:
             tensor.requires_grad_(False)
             return
         self._dense[source] = owner, attribute
-        self._given[source] = _coded_nbytes(self.artifact[source])
+        expr = self.artifact[source]
+        self._given[source] = _coded_nbytes(expr)
         if not tensor.is_floating_point():
             return
         values = self.artifact.decode(source)
-        match self.artifact[source]:
+        form = Form(dtype_name(values.dtype), mantissa_bits(values) or finest, 1.0)
+        match expr:
             case Affine(Raw(whole), np.ndarray() as step, None):
+                self._steps_of[source] = _Steps(step, whole.dtype)
                 form = Form(dtype_name(whole.dtype), None, float(step.reshape(-1)[0]))
-            case _:
-                form = Form(dtype_name(values.dtype), mantissa_bits(values) or finest, 1.0)
         zero = (values == 0) & (parameter and values.ndim > 1 and self._options.fix_zeros)
         if zero.any() or not form.exact:
             self._held[source] = Held(owner, attribute, form, zero)
@@ -275,11 +284,10 @@ class Tuner:
 
     def _as_filed(self, source: str, values: np.ndarray) -> Expr:
         """The values of a dense tensor as the file holds them: themselves, or as whole numbers of a step."""
-        match self.artifact[source]:
-            case Affine(Raw(whole), np.ndarray() as step, None):
-                return Affine(Raw(np.rint(values / step).astype(whole.dtype)), step)
-            case _:
-                return Raw(values)
+        steps = self._steps_of.get(source)
+        return (
+            Raw(values) if steps is None else Affine(Raw(np.rint(values / steps.step).astype(steps.dtype)), steps.step)
+        )
 
     def _holder(self, name: str) -> str:
         """The tensor of the file that stands for this one in the net."""
