@@ -121,6 +121,19 @@ def test_what_a_file_holds_meets_the_target(method):
         assert 12 <= lookup.codebook.shape[1] <= 28
 
 
+@pytest.mark.parametrize("scan", ["bins", "raw"])
+def test_small_rows_are_not_rounded_away_by_large_ones(scan):
+    """By the tensor the target is that of the large rows; by rows it holds for each row over its size."""
+    weight = np.random.default_rng(2).normal(size=(40, 90)).astype(np.float32)
+    weight[::2] *= np.float32(1e-3)
+    by_tensor, by_row = (compress(Birch(20.0, scan, granularity), weight) for granularity in ("tensor", "row"))
+    assert sqnr(weight[::2], decode(by_tensor)[::2]) < 5
+    assert sqnr(weight[::2], decode(by_row)[::2]) == pytest.approx(sqnr(weight[1::2], decode(by_row)[1::2]), abs=1)
+    size = np.sqrt(np.mean(np.square(weight), axis=1, keepdims=True))
+    assert sqnr(weight / size, decode(by_row) / size) > 19.8  # sizes are stored to two bits of mantissa
+    assert next(lookups(by_row)).codebook.shape[1] <= 1.3 * next(lookups(by_tensor)).codebook.shape[1]
+
+
 def test_more_decibels_take_more_codewords_and_sixty_are_reached():
     weight = np.random.default_rng(2).normal(size=(60, 80)).astype(np.float32)
     sizes = []

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codeword.kernels.assign import assign
-from codeword.kernels.moments import assign_by_moments
+from codeword.kernels.compensate import rising
+from codeword.kernels.moments import assign_by_moments, assign_by_moments_numpy
 from codeword.math.moments import Moments, factor
 
 GRID = np.linspace(-3, 3, 13)
@@ -103,3 +106,71 @@ def test_few_vectors_are_trusted_less():
     for count, damping in ((None, 0.01), (32, 0.1)):
         (upper,) = Moments(second, count).factors
         np.testing.assert_allclose(upper, np.eye(8) / np.sqrt(1 + damping), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 24), st.integers(0, 2**32 - 1), st.floats(0.02, 4), st.floats(0, 3))
+def test_the_cheapest_codeword_is_taken_even_where_prices_make_neighbours_useless(k, seed, own, dear):
+    """Against a trial of every codeword: thresholds between neighbours may fall."""
+    generator = np.random.default_rng(seed)
+    words = np.unique(generator.normal(size=k).astype(np.float32)).astype(np.float64)
+    prices = dear * generator.random(len(words))
+    values = generator.normal(size=(200, 1)).astype(np.float32)
+    cost = np.square((values - words) / own) + prices
+    for run in (assign_by_moments, assign_by_moments_numpy):
+        codes = run(values, None, np.full((1, 1), own, np.float32), words, prices)
+        assert (np.take_along_axis(cost, codes.astype(np.intp), 1)[:, 0] <= cost.min(axis=1) * (1 + 1e-4) + 1e-6).all()
+
+
+def test_rising_thresholds_by_hand():
+    """From 0 to 1 at 3 and from 1 to 2 at 1: nobody takes 1, and 2 follows 0 at 2; wider gaps weigh more."""
+    assert rising(np.array([3, 1], np.float32), np.ones(2, np.float32)).tolist() == [2, 2]
+    assert rising(np.array([3, 1, 4], np.float32), np.array([1, 3, 1], np.float32)).tolist() == [1.5, 1.5, 4]
+    assert rising(np.array([3, 2, 1], np.float32), np.ones(3, np.float32)).tolist() == [2, 2, 2]
+    assert rising(np.array([1, 2, 3], np.float32), np.ones(3, np.float32)).tolist() == [1, 2, 3]
+
+
+def test_an_error_costs_less_once_others_can_make_up_for_it():
+    """Of two inputs that are equal but for the damping the first is free; the last costs what the diagonal says."""
+    moments = Moments(np.array([[[4.0, 4], [4, 4]]], np.float32))
+    first, last = moments.compensated(1)[0]
+    assert first == pytest.approx(4 * (1.01 - 1 / 1.01), rel=1e-4)
+    assert last == pytest.approx(4 * 1.01, rel=1e-6)
+    assert moments.diagonal(1).tolist() == [[4, 4]]
+
+
+def test_codewords_are_fitted_by_hand():
+    """Inputs apart: a codeword is the mean of its members, by what the inputs and rows are worth."""
+    moments = Moments(np.diag([1.0, 3.0]).astype(np.float32)[None], 10**9)
+    values, codes = np.array([[1, 2], [3, 4]], np.float32), np.array([[0, 0], [0, 1]])
+    book = moments.fitted(values, np.zeros(2, np.intp), np.array([1.0, 2]), codes, np.array([0.0, 0.0]))
+    h = np.array([1, 3]) / 2 + 0.01
+    want = (h[0] * 1 + h[1] * 2 + 2 * h[0] * 3) / (h[0] + h[1] + 2 * h[0])
+    np.testing.assert_allclose(book, [want, 4], rtol=2e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fitted_codewords_leave_no_better_ones(groups):
+    moments = Moments(np.stack([second(6, seed) for seed in range(groups)]))
+    values, generator = weights(8, 6), np.random.default_rng(0)
+    codes, worth = generator.integers(0, 3, values.shape), generator.random(8) + 0.1
+
+    def cost(book):
+        error = book[codes] - values
+        total = 0.0
+        for row, owner, share in zip(error, moments.owners(8), worth, strict=True):
+            h = moments.second[owner].astype(np.float64)
+            total += share * row @ (h / np.diagonal(h).mean() + moments.damping * np.eye(6)) @ row
+        return total
+
+    book = moments.fitted(values, moments.owners(8), worth, codes, np.zeros(3))
+    for step in np.vstack([np.eye(3), -np.eye(3)]) * 0.01:
+        assert cost(book) < cost(book + step)
+    # a codeword that nobody uses stays
+    assert moments.fitted(values, moments.owners(8), worth, codes, np.array([0.0, 0, 0, 7]))[3] == pytest.approx(7)
+    assert moments.fitted(values[:0], moments.owners(0), worth[:0], codes[:0], np.ones(2)).tolist() == [1, 1]
+
+
+def test_the_group_of_each_row():
+    moments = Moments(np.ones((3, 1, 1), np.float32))
+    assert moments.owners(6).tolist() == [0, 0, 1, 1, 2, 2]

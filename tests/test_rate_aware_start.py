@@ -10,6 +10,7 @@ from codeword.errors import PlanError
 from codeword.expr import Affine, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, leaves, shape
 from codeword.math.ecsq import code_prices
 from codeword.math.ecvq import compact, constrained_codes, ecvq, squared_error
+from codeword.math.moments import Moments
 from codeword.methods import (
     Birch,
     DensityKMeans,
@@ -216,3 +217,61 @@ def test_mistakes_in_one_line_say_what_and_where(text, what):
     with pytest.raises(PlanError) as caught:
         parse_method(text)
     assert what in str(caught.value)
+
+
+# -- by moments ---------------------------------------------------------------------------------------------------
+
+
+def moments_of(columns: int, groups: int = 1, seed: int = 0) -> Moments:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(groups, 6 * columns, columns)) @ generator.normal(size=(columns, columns)) + 1
+    return Moments((np.swapaxes(x, 1, 2) @ x / x.shape[1]).astype(np.float32))
+
+
+def output_error(expr, weight: np.ndarray, moments: Moments) -> float:
+    rows = (decode(expr).astype(np.float64) - weight).reshape(len(weight), -1)
+    return sum(
+        float(row @ moments.second[owner] @ row) for row, owner in zip(rows, moments.owners(len(rows)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "start",
+    [KMeans(8), KMeans(8, granularity="row"), KMeans(8, group_size=4), Birch(15.0), Birch(15.0, granularity="row")],
+    ids=str,
+)
+def test_errors_of_scalars_cancel_as_measured(start, groups):
+    """At about as many bits the outputs are much nearer than by the diagonal alone."""
+    weight, moments = weights(), moments_of(72, groups)
+    method = RateAware(0.02, start=start)
+    generator = np.random.default_rng(0)
+    found = method.compress_by_moments(weight, moments, generator=generator)
+    apart = made(method, weight, moments.diagonal(len(weight)).reshape(weight.shape))
+    assert output_error(found, weight, moments) < 0.7 * output_error(apart, weight, moments)
+    assert bits(found) < 1.1 * bits(apart)
+    assert found.__class__ is apart.__class__
+
+
+def test_rows_are_made_alike_whatever_they_are_worth():
+    """Rows a power of two apart get the same codes, though each has a price of its own."""
+    weight = weights()
+    weight[6:] = weight[:6] * 1024
+    method = RateAware(0.02, start=KMeans(8, granularity="row"))
+    expr = method.compress_by_moments(weight, moments_of(72), generator=np.random.default_rng(0))
+    codes = next(array for path, array in leaves(expr) if path.endswith("codes")).reshape(12, -1)
+    assert (codes[:6] == codes[6:]).all()
+
+
+def test_vectors_count_by_the_diagonal():
+    weight, moments = weights(), moments_of(72)
+    method = RateAware(0.05, start=ProductQuantization(3, 16))
+    found = method.compress_by_moments(weight, moments, generator=np.random.default_rng(0))
+    assert (decode(found) == decode(made(method, weight, moments.diagonal(12).reshape(weight.shape)))).all()
+
+
+def test_inputs_that_were_never_there_and_weights_of_zero():
+    for second, weight in ((0.0, weights()), (1.0, 0 * weights())):
+        moments = Moments(np.full((1, 72, 72), second, np.float32))
+        expr = RateAware(0.02, start=KMeans(8)).compress_by_moments(weight, moments, generator=np.random.default_rng(0))
+        assert np.isfinite(decode(expr)).all()

@@ -26,7 +26,7 @@ from codeword.kernels import native
 from codeword.math.moments import Moments
 from codeword.sources import Source, TensorInfo
 
-ALGORITHMS = 1  # to be raised when the same method, curve or candidate comes out otherwise than before
+ALGORITHMS = 2  # to be raised when the same method, curve or candidate comes out otherwise than before
 LIMIT = 2_000_000_000  # bytes of a folder
 _IN_MEMORY = 1 << 28  # bytes, of what was last put or got
 _MAGIC = b"codeword cache 1\n"

@@ -65,7 +65,7 @@ def _columns(
     """Codes (c, r) of columns (c, r); root (c, r) is the square root of the importance."""
     count, rows = columns.shape
     codes = np.empty(columns.shape, code_dtype(len(codebook)))
-    words, middle, slope, prices = price_tables(codebook, penalty)
+    words, middle, slope, gaps, prices = price_tables(codebook, penalty)
     in_kernel, in_row = np.zeros(rows, np.float32), np.zeros(rows, np.float32)  # errors so far, times root
     for i in range(count):
         if i % kernel == 0:
@@ -74,8 +74,7 @@ def _columns(
         shift = shift_kernel * in_kernel + shift_row * in_row
         if root is None:
             wanted = columns[i] - shift
-            thresholds = np.maximum.accumulate(middle + np.float32(gain) * slope)
-            code = np.searchsorted(thresholds, wanted)
+            code = np.searchsorted(rising(middle + np.float32(gain) * slope, gaps), wanted)
             error = words[code] - columns[i]
         else:
             weight = np.maximum(root[i], np.float32(1e-12))
@@ -90,10 +89,30 @@ def _columns(
 
 
 def price_tables(codebook: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Words (k,), middle (k-1,), slope (k-1,), prices (k,) float32; thresholds: middle + gain * slope, made to rise."""
-    words = codebook.astype(np.float32)
-    slope = np.diff(penalty) / (2 * np.diff(codebook))
-    return words, (words[1:] + words[:-1]) / 2, slope.astype(np.float32), penalty.astype(np.float32)
+    """Words (k,), middle, slope, gaps (k-1,), prices (k,) float32; thresholds: middle + gain * slope, made to rise."""
+    words, gaps = codebook.astype(np.float32), np.diff(codebook)
+    slope = np.diff(penalty) / (2 * gaps)
+    tables = words, (words[1:] + words[:-1]) / 2, slope, gaps, penalty
+    return tuple(table.astype(np.float32) for table in tables)
+
+
+def rising(thresholds: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Where the cheapest codeword hands over to the next that is cheapest somewhere, of (k-1,) between neighbours.
+
+    Where thresholds fall, the codewords between are nowhere cheapest: the cheapest are the corners of the lower convex
+    hull of word**2 + gain * price over word, whose slopes are those between neighbours pooled, by the words' gaps.
+    """
+    if (thresholds[1:] >= thresholds[:-1]).all():
+        return thresholds
+    pools: list[tuple[np.float32, np.float32, np.float32, int]] = []  # threshold, its sum, gaps, how many
+    for value, gap in zip(thresholds, gaps, strict=True):
+        total, count = value * gap, 1
+        while pools and pools[-1][0] > value:
+            _, other, width, members = pools.pop()
+            total, gap, count = other + total, width + gap, members + count
+            value = total / gap
+        pools.append((value, total, gap, count))
+    return np.repeat(np.array([pool[0] for pool in pools], np.float32), [pool[3] for pool in pools])
 
 
 def _assign_compensated_native(

@@ -10,7 +10,7 @@ import numpy as np
 
 from codeword.kernels import native
 from codeword.kernels.assign import code_dtype
-from codeword.kernels.compensate import column_blocks, plain_blocks, price_tables
+from codeword.kernels.compensate import column_blocks, plain_blocks, price_tables, rising
 
 
 def assign_by_moments(
@@ -31,12 +31,11 @@ def assign_by_moments_numpy(
 ) -> np.ndarray:
     """Reference of `assign_by_moments`."""
     codes = np.empty(values.shape, code_dtype(len(codebook)))
-    words, middle, slope, _ = price_tables(codebook, penalty)
+    words, middle, slope, gaps, _ = price_tables(codebook, penalty)
     for here, x in column_blocks(values, scale):
         for i in range(len(x)):
             own = factor[i, i]
-            thresholds = np.maximum.accumulate(middle + own * own * slope)
-            code = np.searchsorted(thresholds, x[i])
+            code = np.searchsorted(rising(middle + own * own * slope, gaps), x[i])
             error = (x[i] - words[code]) / own
             x[i + 1 :] -= factor[i, i + 1 :, None] * error
             codes[here, i] = code
@@ -52,13 +51,13 @@ def _assign_by_moments_native(
     if scale is not None and scale.shape != (rows,):
         raise ValueError(f"a scale of {scale.shape} for {rows} rows")
     codes = np.empty(values.shape, code_dtype(len(codebook)))
-    words, middle, slope, _ = (np.ascontiguousarray(table) for table in price_tables(codebook, penalty))
+    *tables, _ = (np.ascontiguousarray(table) for table in price_tables(codebook, penalty))
     upper = np.require(factor, np.float32, ["C", "A"])
     for here, part, divisor in plain_blocks(values, scale):
         out = codes[here]
         native.call(
             "cw_assign_moments",
-            *(part, *part.shape, divisor, upper, words, middle, slope, len(codebook)),
+            *(part, *part.shape, divisor, upper, *tables, len(codebook)),
             *(native.threads(), out, out.itemsize),
         )
     return codes

@@ -14,6 +14,8 @@ from codeword.errors import PlanError
 # that seem not to matter were only missed. LeNet-5's 800 inputs of fc1 and 1,024 images: 0.2 points at 40x.
 _LEAST_DAMPING = 0.01
 _DAMPING = 0.4
+_FITTED_ROWS = 256  # that codewords are fitted to, at least
+_HELD = 1e-4  # share of a codeword as it was
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,39 @@ class Moments:
         own = np.einsum("gii->gi", self.second)
         return np.repeat(own, rows // len(own), axis=0)
 
+    def compensated(self, rows: int) -> np.ndarray:
+        """(rows, c) float32: what it costs once the weights to the right have made up for it as they best can."""
+        own = [_mean(h) / np.square(np.diagonal(upper)) for h, upper in zip(self.second, self.factors, strict=True)]
+        return np.repeat(np.asarray(own, np.float32), rows // len(own), axis=0)
+
+    def owners(self, rows: int) -> np.ndarray:
+        """(rows,): the group of each row."""
+        return np.arange(rows) * len(self.second) // max(rows, 1)
+
+    def fitted(
+        self, values: np.ndarray, owners: np.ndarray, worth: np.ndarray, codes: np.ndarray, codebook: np.ndarray
+    ) -> np.ndarray:
+        """The codebook (k,) of least sum of worth * e H e for these codes (r, c), e the error of values (r, c).
+
+        owners (r,): the group of each row; worth (r,): what it counts. Least squares, with a little of the codebook
+        given, for codewords that nothing tells. Of many rows some are read: they are to tell k numbers.
+        """
+        every = max(1, len(values) // _FITTED_ROWS)
+        values, owners, worth, codes = (array[::every] for array in (values, owners, worth, codes))
+        k = len(codebook)
+        normal, right = np.zeros((k, k)), np.zeros(k)
+        for owner in np.unique(owners):
+            mine = owners == owner
+            h = self.second[owner] / np.float32(_mean(self.second[owner]))
+            h[np.diag_indices_from(h)] += np.float32(self.damping)
+            ones = [(codes[mine] == code).astype(np.float32) for code in range(k)]
+            spread = [(one @ h * worth[mine, None]).astype(np.float64) for one in ones]
+            for i in range(k):
+                right[i] += np.sum(spread[i] * values[mine])
+                normal[i] += [np.sum(spread[i], where=one > 0) for one in ones]
+        held = _HELD * np.trace(normal) / k
+        return np.linalg.solve(normal + held * np.eye(k), right + held * codebook) if held else codebook
+
 
 def factor(second: np.ndarray, damping: float = _LEAST_DAMPING) -> np.ndarray:
     """(c, c) float32 upper triangular U, for which U^T U is the inverse of H (c, c) / its mean diagonal + damping.
@@ -49,11 +84,15 @@ def factor(second: np.ndarray, damping: float = _LEAST_DAMPING) -> np.ndarray:
     Raises PlanError if H is not positive semidefinite: no second moments of anything.
     """
     h = second.astype(np.float64)
-    mean = float(np.mean(np.diagonal(h))) or 1.0
-    h /= mean
+    h /= _mean(h)
     h[np.diag_indices_from(h)] += damping
     try:
         lower = np.linalg.cholesky(np.linalg.inv(h))
     except np.linalg.LinAlgError as error:
         raise PlanError(f"moments of {len(h)} inputs are not positive semidefinite; give E[x x^T] of some x") from error
     return np.ascontiguousarray(lower.T.astype(np.float32))
+
+
+def _mean(second: np.ndarray) -> float:
+    """Of the diagonal; 1 if that is 0."""
+    return float(np.mean(np.diagonal(second), dtype=np.float64)) or 1.0

@@ -7,7 +7,7 @@ those, and what is left is a clustering problem with importances of its own: `ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -15,11 +15,17 @@ import numpy as np
 
 from codeword.expr import Affine, Expr, Lookup, Permute, Raw, Reshape, Scatter, Sum, decode, shape
 from codeword.kernels.compensate import assign_compensated
+from codeword.kernels.moments import assign_by_moments
 from codeword.math.ecsq import prices_of
 from codeword.math.ecvq import compact, constrained_codes, ecvq, squared_error
+from codeword.math.moments import Moments
 from codeword.methods.base import whole_steps
 
 _GRID_SHARE = 0.01  # of the squared error may come from rounding codewords to a grid
+_FITS = 8  # turns of codes and codewords; after them outputs of ResNet-20 hardly change
+_MOST_FITTED = 64  # codewords that are fitted to moments: of more each is near its weights anyway
+_LEAST_WORTH = 1e-6  # of the row that matters most: a row that matters less takes the cheapest codewords either way
+_PARTS = 4  # of an octave, to which the worth of a row is rounded: rounding moves lambda by 9 % at most
 _MOST = 1e30  # importance that float32 holds, and its sums
 
 
@@ -99,6 +105,7 @@ class Constraint:
     lam: float  # squared error times importance
     grid: bool  # codewords become whole multiples of a step, unless they are already
     kernel: int | None  # neighbouring weights that are one kernel; None: errors are not made to cancel
+    moments: Moments | None = None  # of what the weight's rows multiply: errors cancel as these say, not by a prior
 
     def apply(self, expr: Expr, target: np.ndarray, importance: np.ndarray) -> Expr:
         """The expression of the same form and less importance * squared error + lam * bits about target.
@@ -112,22 +119,62 @@ class Constraint:
         vectors, h, lam, unit = Problem.of(lookup, target, importance, self.lam)
         found = ecvq(vectors, h, lookup.codes.reshape(groups, -1), lookup.codebook.astype(np.float64) / unit, lam)
         codes, book = compact(found.codes, found.codebook)
+        width = self._width(rows, columns) if together and vectors.shape[2] == 1 else None
+        if width is not None and self.moments is not None and book.shape[1] <= _MOST_FITTED:
+            codes, book = self._fitted(vectors, h, width, book, prices_of(codes, book.shape[1]), lam)
         mass = float(vectors.size if h is None else np.sum(h, dtype=np.float64)) or 1.0
         error = squared_error(vectors, h, codes, book) / mass
         wanted = unit * math.sqrt(error * _GRID_SHARE * 12) if self.grid else None
         shipped, step = _stored(book * unit, lookup.codebook.dtype, wanted)
         words = shipped.astype(np.float64) * (step / unit)
         prices = prices_of(codes, book.shape[1])
-        kernel = self.kernel if together and vectors.shape[2] == 1 else None
-        if kernel is not None and columns % kernel == 0:
-            codes = self._compensated(vectors, h, columns, words, prices, lam)
+        if width is not None:  # twice: compensation uses rare codewords more
+            codes = self._assigned(vectors, h, width, words, prices, lam)
+            codes = self._assigned(vectors, h, width, words, prices_of(codes, words.shape[1]), lam)
         else:  # once more, in what is shipped
             codes = constrained_codes(vectors, h, words, lam * prices)
         codes, shipped = compact(codes, shipped)
         expr = Lookup(codes.reshape(groups, rows, columns), shipped)
         return expr if step == 1 else Affine(expr, np.full((1, 1, 1), step, np.float32))
 
-    def _compensated(
+    def _width(self, rows: int, columns: int) -> int | None:
+        """How many neighbours have errors that meet in one sum, in a Lookup of so many rows and columns; None: none."""
+        if self.kernel is None:
+            return None
+        if self.moments is not None:
+            inputs = self.moments.second.shape[-1]
+            return None if rows * columns % inputs else inputs
+        return None if columns % self.kernel else columns
+
+    def _fitted(
+        self,
+        vectors: np.ndarray,
+        h: np.ndarray | None,
+        columns: int,
+        codebook: np.ndarray,
+        prices: np.ndarray,
+        lam: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(codes, codebook) in turns: codes whose errors cancel, and the codewords that are best for them."""
+        moments, groups = self.moments, len(vectors)
+        if moments is None:
+            raise ValueError("codewords are fitted to moments, and there are none")
+        codes = np.zeros(vectors.shape[:2], np.intp)
+        for _ in range(_FITS):
+            codes, codebook = compact(self._assigned(vectors, h, columns, codebook, prices, lam), codebook)
+            prices = prices_of(codes, codebook.shape[1])
+            shape = (groups, -1, columns)
+            values, z = vectors.reshape(shape), codes.reshape(shape)
+            worth = np.ones(z.shape[:2]) if h is None else h.reshape(shape).mean(axis=2, dtype=np.float64)
+            owners = moments.owners(worth.size).reshape(worth.shape)
+            books = [
+                moments.fitted(*of_group, book[:, 0])
+                for *of_group, book in zip(values, owners, worth, z, codebook, strict=True)
+            ]
+            codebook = np.stack(books)[:, :, None]
+        return codes, codebook
+
+    def _assigned(
         self,
         vectors: np.ndarray,
         h: np.ndarray | None,
@@ -136,19 +183,50 @@ class Constraint:
         prices: np.ndarray,
         lam: float,
     ) -> np.ndarray:
-        """Codes (g, m) of scalars (g, m, 1) under codebook (g, k, 1), twice: compensation uses rare codewords more."""
+        """Codes (g, m) of scalars (g, m, 1) under codebook (g, k, 1), whose errors cancel.
+
+        columns: neighbours whose errors meet in one sum, a divisor of m.
+        """
         codes = np.zeros(vectors.shape[:2], np.intp)
-        for _ in range(2):
-            for group, (values, words) in enumerate(zip(vectors, codebook[:, :, 0], strict=True)):
-                order = np.lexsort((prices, words))  # of equal codewords the cheapest
-                rising, first = np.unique(words[order], return_index=True)
-                some = order[first]
-                weights = None if h is None else h[group].reshape(-1, columns)
-                rows = values.reshape(-1, columns)
-                z = assign_compensated(rows, None, weights, self.kernel or 1, rising, lam * prices[some])
-                codes[group] = some[z].reshape(-1)
-            prices = prices_of(codes, len(prices))
+        shape = (len(vectors), -1, columns)
+        values = vectors.reshape(shape)
+        importance = [None] * len(vectors) if h is None else h.reshape(shape)
+        owners = None if self.moments is None else self.moments.owners(values.shape[0] * values.shape[1])
+        for group, (rows, weights, words) in enumerate(zip(values, importance, codebook[:, :, 0], strict=True)):
+            order = np.lexsort((prices, words))  # of equal codewords the cheapest
+            rising, first = np.unique(words[order], return_index=True)
+            some = order[first]
+            penalty = lam * prices[some]
+            if self.moments is None or owners is None:
+                z = assign_compensated(rows, None, weights, self.kernel or 1, rising, penalty)
+            else:
+                mine = owners[group * len(rows) :][: len(rows)]
+                z = _by_moments(rows, weights, self.moments.factors, mine, rising, penalty)
+            codes[group] = some[z].reshape(-1)
         return codes
+
+
+def _by_moments(
+    rows: np.ndarray,
+    importance: np.ndarray | None,
+    factors: Sequence[np.ndarray],
+    owners: np.ndarray,
+    codebook: np.ndarray,
+    penalty: np.ndarray,
+) -> np.ndarray:
+    """Codes (r, c) of rows (r, c) whose errors cancel as the factor of each row's owner (r,) says.
+
+    importance (r, c): its mean over a row is what that row is worth, to a quarter of an octave: rows of one factor and
+    worth are done at once.
+    """
+    worth = np.ones(len(rows)) if importance is None else importance.mean(axis=1, dtype=np.float64)
+    most = float(worth.max(initial=0)) or 1.0
+    octaves = np.rint(_PARTS * np.log2(np.maximum(worth, _LEAST_WORTH * most))) / _PARTS
+    codes = np.empty(rows.shape, np.intp)
+    for owner, octave in sorted(set(zip(owners.tolist(), octaves.tolist(), strict=True))):
+        (some,) = np.nonzero((owners == owner) & (octaves == octave))
+        codes[some] = assign_by_moments(rows[some], None, factors[owner], codebook, penalty / 2.0**octave)
+    return codes
 
 
 def _stored(codebook: np.ndarray, dtype: np.dtype, step: float | None) -> tuple[np.ndarray, float]:

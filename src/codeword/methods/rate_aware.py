@@ -27,6 +27,7 @@ Start: TypeAlias = KMeans | Lloyd | DensityKMeans | Birch | RowScaled | ProductQ
 # Compensation wants a wider grid: output divergence of LeNet-5 and ResNet-20 on training images is flat from 4 to 5.5,
 # and a single spacing makes the size of a file fall without jumps as lambda grows.
 _COMPENSATED_SPACING = 4.6
+_VECTORS = ProductQuantization, KernelTemplates  # whose errors are not made to cancel by moments
 _SAMPLE = 1 << 19  # weights that prices are learned from
 
 
@@ -41,7 +42,8 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
 
     start: another method, whose expression keeps its form (its codebooks, groups, vectors, scales) while codes and
     codewords move to where error + lam * bits is least (Chou, Lookabaugh & Gray 1989). Without one the codebook is
-    found here, which is best for scalars. Vectors are not compensated; gains and offsets of templates stay.
+    found here, which is best for scalars. Vectors are not compensated; gains and offsets of templates stay. By measured
+    moments scalars are, and up to 64 codewords are fitted to what is left of the outputs' errors.
     """
 
     lam: float
@@ -72,11 +74,14 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
         return self._scalars(weight, rows_of(importance), None)
 
     def compress_by_moments(self, weight: np.ndarray, moments: Moments, *, generator: np.random.Generator) -> Expr:
-        """The same with errors made to cancel as measured; from a start, by the diagonal of the moments."""
-        if self.start is None and self.compensate and weight.size:
+        """The same with errors made to cancel as measured; those of vectors count by the diagonal of the moments."""
+        rows = len(as_rows(weight))
+        if not (weight.size and self.compensate) or isinstance(self.start, _VECTORS):
+            return self.compress(weight, moments.diagonal(rows).reshape(weight.shape), generator=generator)
+        if self.start is None:
             return self._scalars(weight, None, moments)
-        h = moments.diagonal(len(as_rows(weight))).reshape(weight.shape)
-        return self.compress(weight, h, generator=generator)
+        h = moments.compensated(rows).reshape(weight.shape)
+        return self._constrained(weight, h, self.start.compress(weight, h, generator=generator), moments)
 
     def _scalars(self, weight: np.ndarray, h: np.ndarray | None, moments: Moments | None) -> Expr:
         rows = as_rows(weight)
@@ -110,7 +115,9 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             spacings=tuple(spacing / finer for spacing in spacings),
         )
 
-    def _constrained(self, weight: np.ndarray, importance: np.ndarray | None, expr: Expr) -> Expr:
+    def _constrained(
+        self, weight: np.ndarray, importance: np.ndarray | None, expr: Expr, moments: Moments | None = None
+    ) -> Expr:
         """The expression of the start, moved. Errors count relative to the mean square, as without a start."""
         target, h = weight.astype(np.float32), np.ones((1,) * weight.ndim)
         if importance is not None and importance.any():
@@ -121,7 +128,7 @@ class RateAware(msgspec.Struct, frozen=True, tag_field="method", tag="rate-aware
             unit = scales.astype(np.float64)[: None if self.granularity == "row" else 1]
             h = h / np.square(unit).reshape(-1, *(1,) * (weight.ndim - 1))
         kernel = math.prod(weight.shape[2:]) if self.compensate and weight.ndim > 1 else None
-        return Constraint(self.lam, self.codebook == "grid", kernel).apply(expr, target, h)
+        return Constraint(self.lam, self.codebook == "grid", kernel, moments).apply(expr, target, h)
 
     def _compensated(
         self,

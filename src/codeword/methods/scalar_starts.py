@@ -98,27 +98,33 @@ class Birch(msgspec.Struct, frozen=True, tag_field="method", tag="birch", forbid
     sqnr_db: what the weights' energy must be above that of their errors, each weighted by importance; 20 dB are 1 % of
     the energy. It holds for float32 weights; those of fewer bits are then rounded to their own. scan: "bins" reads a
     histogram by rising value, approximate and fast; "raw" every weight in its place, with the clusters that
-    scikit-learn's Birch finds at the same threshold.
+    scikit-learn's Birch finds at the same threshold. granularity "row": of rows over their size, for which sqnr_db then
+    holds, so that small rows are not rounded away by large ones.
     """
 
     sqnr_db: float
     scan: Literal["bins", "raw"] = "bins"
+    granularity: Granularity = "tensor"
 
     def __post_init__(self) -> None:
         if not 0 < self.sqnr_db <= _MOST_DB:
             raise PlanError(f"birch: sqnr_db must lie above 0 and up to {_MOST_DB}, got {self.sqnr_db}")
 
     def compress(self, weight: np.ndarray, importance: np.ndarray | None, *, generator: np.random.Generator) -> Expr:
-        """Lookup of as many codewords as were found."""
+        """Lookup of as many codewords as were found, under an Affine of row scales if the granularity is "row"."""
         rows, h = as_rows(weight), rows_of(importance)
 
         def cluster(bins: Bins) -> Descent:
             target = self.target(bins)
             threshold = threshold_of(bins, target)
-            leaves = scan(rows, threshold, h) if self.scan == "raw" else sweep(bins, threshold)
+            leaves = scan(scaled(), threshold, h) if self.scan == "raw" else sweep(bins, threshold)
             return birch(bins, leaves, target, generator)
 
-        return _compress(weight, importance, "tensor", cluster)
+        def scaled() -> np.ndarray:
+            divisor = _scales(rows, self.granularity).divisor(len(rows))
+            return rows if divisor is None else rows / divisor[:, None]
+
+        return _compress(weight, importance, self.granularity, cluster)
 
     def target(self, bins: Bins) -> float:
         """The largest sum of squared errors that is allowed."""
@@ -159,6 +165,10 @@ def _check_count(method: str, n_clusters: int) -> None:
         raise PlanError(f"{method}: n_clusters must lie in 1..{MAX_CODEWORDS}, got {n_clusters}")
 
 
+def _scales(rows: np.ndarray, granularity: Granularity) -> Scales:
+    return row_scales(rows) if granularity == "row" else Scales(None, 1.0)
+
+
 def _compress(
     weight: np.ndarray, importance: np.ndarray | None, granularity: Granularity, cluster: Callable[[Bins], Descent]
 ) -> Expr:
@@ -166,7 +176,7 @@ def _compress(
     rows, h = as_rows(weight), rows_of(importance)
     if not rows.size:
         return Raw(weight)
-    scales = row_scales(rows) if granularity == "row" else Scales(None, 1.0)
+    scales = _scales(rows, granularity)
     divisor = scales.divisor(len(rows))
     bins = make_bins(rows, divisor, h)
     codes, codebook = assigned(bins, rows, divisor, h, cluster(bins).codebook)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ABI = 5  # that of the sources; cw_abi() in abi.cpp says what a library was made from
+ABI = 6  # that of the sources; cw_abi() in abi.cpp says what a library was made from
 LIBRARY = Path(__file__).with_name("_core" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 # No -march: vector paths are picked at run time. No contraction to fused multiply-adds: results are equal everywhere.
 _FLAGS = (

@@ -11,7 +11,7 @@ constexpr int64_t LANES = 128, TILE = 64;
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 struct Problem {
-    const float *values, *scale, *importance, *steps, *words, *middle, *slope, *prices;
+    const float *values, *scale, *importance, *steps, *words, *middle, *slope, *gaps, *prices;
     int64_t rows, columns, kernel, k;
 };
 
@@ -37,7 +37,7 @@ CW_INLINE void load(const Problem& p, Room& room, int64_t row, int64_t lanes, in
 
 // The code of each row for one column without importance.
 CW_INLINE void by_thresholds(const Problem& p, Room& room, float gain, const float* x, uint32_t* code) {
-    room.thresholds.codes(p.middle, p.slope, gain, room.wanted, code);
+    room.thresholds.codes(p.middle, p.slope, p.gaps, gain, room.wanted, code);
     for (int64_t r = 0; r < LANES; ++r) {
         const float error = p.words[static_cast<int32_t>(code[r])] - x[r];
         room.in_kernel[r] += error;
@@ -129,12 +129,13 @@ int64_t all_rows(const Problem& p, int64_t threads, Code* codes) {
 }  // namespace
 
 // Codes of values (rows, columns), each row divided by scale (rows,) if not null; importance (rows, columns) or null;
-// steps (columns, 3): what kernel and row add to a column, and its gain; words and prices (k,), middle and slope (k-1,).
+// steps (columns, 3): what kernel and row add to a column, and its gain; words and prices (k,); middle, slope and gaps
+// (k-1,).
 CW_EXPORT int64_t cw_assign_compensated(
     const float* values, int64_t rows, int64_t columns, const float* scale, const float* importance, int64_t kernel,
-    const float* steps, const float* words, const float* middle, const float* slope, const float* prices, int64_t k,
-    int64_t threads, void* codes, int64_t itemsize) {
-    const Problem p{values, scale, importance, steps, words, middle, slope, prices, rows, columns, kernel, k};
+    const float* steps, const float* words, const float* middle, const float* slope, const float* gaps,
+    const float* prices, int64_t k, int64_t threads, void* codes, int64_t itemsize) {
+    const Problem p{values, scale, importance, steps, words, middle, slope, gaps, prices, rows, columns, kernel, k};
     return cw::guarded([&] {
         if (itemsize == 1) return all_rows(p, threads, static_cast<uint8_t*>(codes));
         if (itemsize == 2) return all_rows(p, threads, static_cast<uint16_t*>(codes));

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t LANES = 64, TILE = 32;
 
 struct Problem {
-    const float *values, *scale, *factor, *words, *middle, *slope;
+    const float *values, *scale, *factor, *words, *middle, *slope, *gaps;
     int64_t rows, columns, k;
 };
 
@@ -46,7 +46,7 @@ CW_INLINE void rows_body(const Problem& p, Room& room, int64_t row, Code* codes)
             const float own = p.factor[i * p.columns + i];
             const float* const x = room.x.data() + i * LANES;
             uint32_t* const code = room.code.data() + i * LANES;
-            room.thresholds.codes(p.middle, p.slope, own * own, x, code);
+            room.thresholds.codes(p.middle, p.slope, p.gaps, own * own, x, code);
             float* const error = room.errors.data() + i % TILE * LANES;
             for (int64_t r = 0; r < LANES; ++r) error[r] = (x[r] - p.words[static_cast<int32_t>(code[r])]) / own;
             pass_on(p, room, i, i + 1, i + 1, last);
@@ -83,11 +83,12 @@ int64_t all_rows(const Problem& p, int64_t threads, Code* codes) {
 }  // namespace
 
 // Codes of values (rows, columns), each row divided by scale (rows,) if not null; factor (columns, columns), upper
-// triangular; words (k,), middle and slope (k-1,).
+// triangular; words (k,), middle, slope and gaps (k-1,).
 CW_EXPORT int64_t cw_assign_moments(
     const float* values, int64_t rows, int64_t columns, const float* scale, const float* factor, const float* words,
-    const float* middle, const float* slope, int64_t k, int64_t threads, void* codes, int64_t itemsize) {
-    const Problem p{values, scale, factor, words, middle, slope, rows, columns, k};
+    const float* middle, const float* slope, const float* gaps, int64_t k, int64_t threads, void* codes,
+    int64_t itemsize) {
+    const Problem p{values, scale, factor, words, middle, slope, gaps, rows, columns, k};
     return cw::guarded([&] {
         if (itemsize == 1) return all_rows(p, threads, static_cast<uint8_t*>(codes));
         if (itemsize == 2) return all_rows(p, threads, static_cast<uint16_t*>(codes));
