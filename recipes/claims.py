@@ -301,10 +301,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or Path(folder)
         files.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in ROWS if fnmatch(f"{row.claim}/{row.name}", args.only)]
+        if not rows:
+            raise SystemExit(
+                f"--only {args.only}: no row is called so; rows are CLAIM/ROW, such as jia/lenet5-birch-95"
+            )
         session = Session(args.out, files, dict(item.split("=", 1) for item in args.weights))
         for seed in map(int, args.seeds.split(",")):
-            for row in ROWS:
-                if fnmatch(f"{row.claim}/{row.name}", args.only) and seed in row.seeds and session.can_run(row, seed):
+            for row in rows:
+                if seed in row.seeds and session.can_run(row, seed):
                     session.run(row, seed)
 
 
