@@ -76,13 +76,15 @@ def of_net(net: str, title: str, facts: dict) -> list[str]:
 
 
 def others(rows: list[dict]) -> list[str]:
-    groups: dict[tuple[str, int, float, float], list[float]] = {}
+    groups: dict[tuple[str, int, float, float, float], list[float]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["sparsity"], row["epochs"], row["rate"]), []).append(row["test_top1"])
-    rates = Counter(run[:3] for run in groups)  # told where there are several
+        run = row["method"], row["sparsity"], row["epochs"], row.get("distill", 0.0), row["rate"]
+        groups.setdefault(run, []).append(row["test_top1"])
+    rates = Counter(run[:4] for run in groups)  # told where there are several
     said = []
-    for (method, sparsity, epochs, rate), tops in sorted(groups.items()):
-        which = f" at rate {rate:g}" if rates[method, sparsity, epochs] > 1 else ""
+    for (method, sparsity, epochs, distill, rate), tops in sorted(groups.items()):
+        which = f" at rate {rate:g}" if rates[method, sparsity, epochs, distill] > 1 else ""
+        which += f", {distill:.0%} of the loss distillation" if distill else ""
         runs = f"{method} at {sparsity} % zeros, {epochs:g} epochs{which}"
         said.append(f"{runs}, {spread(tops)} ({len(tops)} of {SEEDS} seeds)")
     return said
@@ -91,18 +93,20 @@ def others(rows: list[dict]) -> list[str]:
 def target(net: str, facts: dict) -> str:
     """Whether what was asked for is kept, by whichever method and budget did best."""
     want = TARGETS[net]
-    groups: dict[tuple[str, float, float], list[float]] = {}
+    groups: dict[tuple[str, float, float, float], list[float]] = {}
     for row in facts["rows"]:
         if row["sparsity"] == want.sparsity:
             drop = facts["dense"]["test_top1"] - row["test_top1"]
-            groups.setdefault((row["method"], row["epochs"], row["rate"]), []).append(drop)
+            run = row["method"], row["epochs"], row["rate"], row.get("distill", 0.0)
+            groups.setdefault(run, []).append(drop)
     said = f"Target: {want.sparsity} % zeros at {want.points:g} points or less"
     if not groups:
         return f"{said}: not measured yet."
-    (method, epochs, _), drops = min(groups.items(), key=lambda it: mean(it[1]))
+    (method, epochs, _, distill), drops = min(groups.items(), key=lambda it: mean(it[1]))
     lost = round(mean(drops), 3)
     short = "reached" if lost <= want.points else f"fell short by {points(lost - want.points, '')} points"
-    facts = f"drop {points(lost)} in {epochs:g} epochs, {METHODS[method]}, {len(drops)} of {SEEDS} seeds"
+    how = f"{METHODS[method]}, with distillation" if distill else METHODS[method]
+    facts = f"drop {points(lost)} in {epochs:g} epochs, {how}, {len(drops)} of {SEEDS} seeds"
     return f"{said}: {short} ({facts})."
 
 

@@ -236,6 +236,21 @@ def _on_convs(method: Method, *, first: bool = False) -> Plan:
     return Plan((*rules, Rule("*conv*.weight", method), Rule("*", Keep(4))))
 
 
+def _birch_planned() -> Plan:
+    """BIRCH in each layer of ResNet-20, at three times the lambdas that a plan to 15x has for it, by stage."""
+    lambdas = {
+        "layer1.*conv*": 0.015,
+        "layer2.0.conv1*": 0.027,
+        "layer2.*conv*": 0.064,
+        "layer3.0.conv1*": 0.09,
+        "layer3.2.conv2*": 0.7,
+        "layer3.*conv*": 0.17,
+    }
+    by_stage = [Rule(f"{stage}.weight", RateAware(lam, start=Birch(18.0))) for stage, lam in lambdas.items()]
+    ends = Rule("linear.weight", RateAware(0.002)), Rule("conv1.weight", RateAware(0.0006))
+    return Plan((*ends, *by_stage, Rule("*", Keep(4))))
+
+
 def _resnet20() -> list[Row]:
     trained = "then codewords and weights trained by distillation, codes taken anew"
     lengths = ("", "", _CIFAR), ("-short", ", for one epoch", _with(_CIFAR, epochs=1, compile=False))
@@ -282,13 +297,13 @@ def _resnet20() -> list[Row]:
         ),
         Row(
             "jia",
-            "resnet20-birch-rate-aware",
+            "resnet20-birch-planned",
             "resnet20",
-            "BIRCH and k-means++ at 15 dB, which find k; rate-aware from there, which prunes; "
-            f"{trained}, on images mixed in pairs",
-            _on_convs(RateAware(0.13, start=Birch(15.0))),
+            "BIRCH and k-means++ at 18 dB, which find k; rate-aware from there, which prunes, at what the planner pays "
+            f"for a bit in each stage of the net; {trained}, on images mixed in pairs",
+            _birch_planned(),
             None,
-            _with(_CIFAR, epochs=10, blend=True),
+            _with(_CIFAR, blend=True),
             pace=1.0,
         ),
         *(

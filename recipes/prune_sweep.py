@@ -15,6 +15,7 @@ that is there is not made again.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import logging
@@ -31,8 +32,10 @@ from train_lenet5 import HELD_OUT, shifted
 from codeword.atomic import replacing
 from codeword.data import Dataset, load_data
 from codeword.evaluate import evaluate
+from codeword.finetune import Finetune
 from codeword.nets import load_net
 from codeword.train import Pruner
+from codeword.train.losses import Objective
 from codeword.zoo import lenet5_path
 
 BATCH = 128
@@ -81,8 +84,12 @@ class Splits(NamedTuple):
         return cls(fit, Dataset(f"{name}:train, held out", whole.x[cut], whole.y[cut]), load_data(f"{name}:test"))
 
 
-def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float, steps: int, seed: int) -> None:
+def train(
+    model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float, steps: int, seed: int, distill: float
+) -> None:
     """Trains and prunes `model` in place, in bfloat16 where that is safe; `top` is the highest learning rate."""
+    teacher = copy.deepcopy(model).eval() if distill else None
+    objective = Objective(F.cross_entropy, teacher, distill=distill, temperature=Finetune().temperature)
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), top, 0.9, weight_decay=net.weight_decay, nesterov=True)
@@ -99,9 +106,10 @@ def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float,
         if net.mirrored:
             turned = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
             images = torch.where(turned, images.flip(3), images)
+        images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)).float(), y[batch])
+            loss = objective(model(images).float(), images, y[batch])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -110,7 +118,15 @@ def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float,
 
 
 def run(
-    model: nn.Module, method: str, sparsity: int, seed: int, net: Net, data: Splits, rate: float, ramp: float
+    model: nn.Module,
+    method: str,
+    sparsity: int,
+    seed: int,
+    net: Net,
+    data: Splits,
+    rate: float,
+    ramp: float,
+    distill: float,
 ) -> dict[str, Any]:
     """One row: a pruned net, and how good it is on the held-out images."""
     start = time.perf_counter()
@@ -118,13 +134,14 @@ def run(
     torch.manual_seed(seed)
     example = torch.from_numpy(data.fit.x[:1])
     pruner = Pruner(sparsity / 100, steps=round(ramp * steps), example=example, seed=seed, **METHODS[method])
-    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, rate, steps, seed)
+    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, rate, steps, seed, distill)
     counts = pruner.report()
     return {
         "method": method,
         "sparsity": sparsity,
         "rate": rate,
         "epochs": net.epochs,
+        "distill": distill,
         "seed": seed,
         "held_out_top1": round(evaluate(model, data.held_out).top1, 2),
         "zeros": round(counts.sparsity, 4),
@@ -148,6 +165,9 @@ def main() -> None:
         "--rate", type=float, help="the highest learning rate; by default one for low sparsities, one for high"
     )
     parser.add_argument("--ramp", type=float, default=0.5, help="share of the run along which masks are made")
+    parser.add_argument(
+        "--distill", type=float, default=0.0, help="share of the loss that is to give the dense outputs"
+    )
     parser.add_argument("--trial", action="store_true", help="look at held-out images only")
     parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--threads", type=int, default=1)
@@ -166,13 +186,14 @@ def main() -> None:
     part = "trials" if args.trial else "rows"
     for seed, sparsity, method in itertools.product(args.seeds, args.sparsities, args.methods):
         rate = args.rate or net.rates[sparsity > 90]
-        options = f"--epochs {net.epochs:g} --rate {rate:g} --ramp {args.ramp:g}{' --trial' * args.trial}"
+        distilled = f" --distill {args.distill:g}" if args.distill else ""
+        options = f"--epochs {net.epochs:g} --rate {rate:g} --ramp {args.ramp:g}{distilled}{' --trial' * args.trial}"
         command = f"prune_sweep.py {args.net} --methods {method} --sparsities {sparsity} --seeds {seed} {options}"
         rows = known(args.report, args.net)[part]
         if any(row["command"] == command for row in rows):
             continue
         model = load_net(f"codeword.zoo:{args.net}", weights)
-        row = {"command": command} | run(model, method, sparsity, seed, net, data, rate, args.ramp)
+        row = {"command": command} | run(model, method, sparsity, seed, net, data, rate, args.ramp, args.distill)
         if not args.trial:
             row["test_top1"] = round(evaluate(model, data.test).top1, 2)
         log.info("%s %s %d %% seed %d: held out %.2f  %s", args.net, method, sparsity, seed, row["held_out_top1"], row)
