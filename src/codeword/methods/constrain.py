@@ -116,12 +116,13 @@ class Constraint:
 
     def _lookup(self, lookup: Lookup, target: np.ndarray, importance: np.ndarray, together: bool) -> Expr:
         groups, rows, columns = lookup.codes.shape
-        vectors, h, lam, unit = Problem.of(lookup, target, importance, self.lam)
+        problem = Problem.of(lookup, target, importance, self.lam)
+        vectors, h, lam, unit = problem
         found = ecvq(vectors, h, lookup.codes.reshape(groups, -1), lookup.codebook.astype(np.float64) / unit, lam)
         codes, book = compact(found.codes, found.codebook)
         width = self._width(rows, columns) if together and vectors.shape[2] == 1 else None
         if width is not None and self.moments is not None and book.shape[1] <= _MOST_FITTED:
-            codes, book = self._fitted(vectors, h, width, book, prices_of(codes, book.shape[1]), lam)
+            codes, book = self._fitted(problem, width, book, prices_of(codes, book.shape[1]))
         mass = float(vectors.size if h is None else np.sum(h, dtype=np.float64)) or 1.0
         error = squared_error(vectors, h, codes, book) / mass
         wanted = unit * math.sqrt(error * _GRID_SHARE * 12) if self.grid else None
@@ -129,8 +130,8 @@ class Constraint:
         words = shipped.astype(np.float64) * (step / unit)
         prices = prices_of(codes, book.shape[1])
         if width is not None:  # twice: compensation uses rare codewords more
-            codes = self._assigned(vectors, h, width, words, prices, lam)
-            codes = self._assigned(vectors, h, width, words, prices_of(codes, words.shape[1]), lam)
+            codes = self._assigned(problem, width, words, prices)
+            codes = self._assigned(problem, width, words, prices_of(codes, words.shape[1]))
         else:  # once more, in what is shipped
             codes = constrained_codes(vectors, h, words, lam * prices)
         codes, shipped = compact(codes, shipped)
@@ -147,56 +148,38 @@ class Constraint:
         return None if columns % self.kernel else columns
 
     def _fitted(
-        self,
-        vectors: np.ndarray,
-        h: np.ndarray | None,
-        columns: int,
-        codebook: np.ndarray,
-        prices: np.ndarray,
-        lam: float,
+        self, problem: Problem, columns: int, codebook: np.ndarray, prices: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(codes, codebook) in turns: codes whose errors cancel, and the codewords that are best for them."""
-        moments, groups = self.moments, len(vectors)
+        moments, shape = self.moments, (len(codebook), -1, columns)
         if moments is None:
             raise ValueError("codewords are fitted to moments, and there are none")
-        codes = np.zeros(vectors.shape[:2], np.intp)
+        values, codes = problem.vectors.reshape(shape), np.zeros(problem.vectors.shape[:2], np.intp)
+        h = problem.h
+        worth = np.ones(values.shape[:2]) if h is None else h.reshape(shape).mean(axis=2, dtype=np.float64)
+        owners = moments.owners(worth.size).reshape(worth.shape)
         for _ in range(_FITS):
-            codes, codebook = compact(self._assigned(vectors, h, columns, codebook, prices, lam), codebook)
+            codes, codebook = compact(self._assigned(problem, columns, codebook, prices), codebook)
             prices = prices_of(codes, codebook.shape[1])
-            shape = (groups, -1, columns)
-            values, z = vectors.reshape(shape), codes.reshape(shape)
-            worth = np.ones(z.shape[:2]) if h is None else h.reshape(shape).mean(axis=2, dtype=np.float64)
-            owners = moments.owners(worth.size).reshape(worth.shape)
-            books = [
-                moments.fitted(*of_group, book[:, 0])
-                for *of_group, book in zip(values, owners, worth, z, codebook, strict=True)
-            ]
-            codebook = np.stack(books)[:, :, None]
+            groups = zip(values, owners, worth, codes.reshape(shape), codebook[:, :, 0], strict=True)
+            codebook = np.stack([moments.fitted(*group) for group in groups])[:, :, None]
         return codes, codebook
 
-    def _assigned(
-        self,
-        vectors: np.ndarray,
-        h: np.ndarray | None,
-        columns: int,
-        codebook: np.ndarray,
-        prices: np.ndarray,
-        lam: float,
-    ) -> np.ndarray:
+    def _assigned(self, problem: Problem, columns: int, codebook: np.ndarray, prices: np.ndarray) -> np.ndarray:
         """Codes (g, m) of scalars (g, m, 1) under codebook (g, k, 1), whose errors cancel.
 
         columns: neighbours whose errors meet in one sum, a divisor of m.
         """
-        codes = np.zeros(vectors.shape[:2], np.intp)
-        shape = (len(vectors), -1, columns)
-        values = vectors.reshape(shape)
-        importance = [None] * len(vectors) if h is None else h.reshape(shape)
+        codes = np.zeros(problem.vectors.shape[:2], np.intp)
+        shape = (len(codes), -1, columns)
+        values = problem.vectors.reshape(shape)
+        importance = [None] * len(codes) if problem.h is None else problem.h.reshape(shape)
         owners = None if self.moments is None else self.moments.owners(values.shape[0] * values.shape[1])
         for group, (rows, weights, words) in enumerate(zip(values, importance, codebook[:, :, 0], strict=True)):
             order = np.lexsort((prices, words))  # of equal codewords the cheapest
             rising, first = np.unique(words[order], return_index=True)
             some = order[first]
-            penalty = lam * prices[some]
+            penalty = problem.lam * prices[some]
             if self.moments is None or owners is None:
                 z = assign_compensated(rows, None, weights, self.kernel or 1, rising, penalty)
             else:
