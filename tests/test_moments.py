@@ -174,3 +174,11 @@ def test_fitted_codewords_leave_no_better_ones(groups):
 def test_the_group_of_each_row():
     moments = Moments(np.ones((3, 1, 1), np.float32))
     assert moments.owners(6).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_of_many_rows_some_tell_the_codewords():
+    """Rows that are all alike: whichever are read, the codewords are the same."""
+    moments, row = Moments(second(400)[None]), weights(1, 400)
+    values, codes = np.repeat(row, 4000, axis=0), np.repeat((row > 0).astype(int), 4000, axis=0)
+    few, many = (moments.fitted(values[:n], moments.owners(n), np.ones(n), codes[:n], np.zeros(2)) for n in (64, 4000))
+    np.testing.assert_allclose(many, few, rtol=1e-5)

@@ -14,7 +14,8 @@ from codeword.errors import PlanError
 # that seem not to matter were only missed. LeNet-5's 800 inputs of fc1 and 1,024 images: 0.2 points at 40x.
 _LEAST_DAMPING = 0.01
 _DAMPING = 0.4
-_FITTED_ROWS = 256  # that codewords are fitted to, at least
+_FITTED_ROWS = 64  # that codewords are fitted to, at least
+_FITTED = 1 << 17  # weights of them, at least
 _HELD = 1e-4  # share of a codeword as it was
 
 
@@ -61,7 +62,7 @@ class Moments:
         owners (r,): the group of each row; worth (r,): what it counts. Least squares, with a little of the codebook
         given, for codewords that nothing tells. Of many rows some are read: they are to tell k numbers.
         """
-        every = max(1, len(values) // _FITTED_ROWS)
+        every = max(1, len(values) // max(_FITTED_ROWS, _FITTED // values.shape[1]))
         values, owners, worth, codes = (array[::every] for array in (values, owners, worth, codes))
         k = len(codebook)
         normal, right = np.zeros((k, k)), np.zeros(k)
