@@ -25,15 +25,16 @@ SHOWN = 12.0  # points lost; what lies below is off the picture, but of the two 
 
 def draw(axes: Axes, net: str, facts: dict) -> None:
     dense = facts["dense"]["test_top1"]
-    lost: dict[tuple[str, float, int, float], list[float]] = {}  # method, epochs, sparsity, rate -> points, one a seed
+    # method, epochs, sparsity, rate, share of distillation -> points, one a seed
+    lost: dict[tuple[str, float, int, float, float], list[float]] = {}
     for row in facts["rows"]:
-        run = row["method"], row["epochs"], row["sparsity"], row["rate"]
+        run = row["method"], row["epochs"], row["sparsity"], row["rate"], row.get("distill", 0.0)
         lost.setdefault(run, []).append(dense - row["test_top1"])
     sweep, _ = Counter(epochs for _, epochs, *_ in lost).most_common(1)[0]  # one budget for all; a few runs are longer
-    sparsities = sorted({sparsity for _, _, sparsity, _ in lost})
+    sparsities = sorted({sparsity for _, _, sparsity, *_ in lost})
     longer: dict[int, list[tuple[float, float, str, str]]] = {}  # at a sparsity: y, x, what is said, colour
     for shift, (method, (label, colour, marker)) in zip(np.linspace(-0.12, 0.12, 5), METHODS.items(), strict=True):
-        mine = {sparsity: points for (name, epochs, sparsity, _), points in sorted(lost.items())
+        mine = {sparsity: points for (name, epochs, sparsity, *_), points in sorted(lost.items())
                 if (name, epochs) == (method, sweep)}  # fmt: skip
         if mine:
             x = [sparsities.index(sparsity) + shift for sparsity in mine]
@@ -41,12 +42,14 @@ def draw(axes: Axes, net: str, facts: dict) -> None:
                         color=colour, lw=1.2, alpha=0.7)  # fmt: skip
             mean = [float(np.mean(points)) for points in mine.values()]
             axes.plot(x, mean, "-", marker=marker, ms=5, color=colour, lw=1.5, label=label)
-        for (name, epochs, sparsity, rate), points in lost.items():
+        for (name, epochs, sparsity, rate, distill), points in lost.items():
             if name == method and epochs != sweep:
                 x, y = sparsities.index(sparsity) + shift, float(np.mean(points))
                 axes.vlines(x, min(points), max(points), color=colour, lw=1.2, alpha=0.7)
                 axes.plot(x, y, marker, ms=7, mfc="white", color=colour)
-                longer.setdefault(sparsity, []).append((y, x, f"{epochs:g} epochs at rate {rate:g}", colour))
+                longer.setdefault(sparsity, []).append(
+                    (y, x, f"{epochs:g} epochs at rate {rate:g}{', distilled' * bool(distill)}", colour)
+                )
     for runs in longer.values():  # one under another beside the points, which may lie on each other
         x, middle = max(x for _, x, *_ in runs), float(np.median([y for y, *_ in runs]))
         for at, (_, _, said, colour) in enumerate(sorted(runs)):
