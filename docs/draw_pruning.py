@@ -47,9 +47,8 @@ def draw(axes: Axes, net: str, facts: dict) -> None:
                 x, y = sparsities.index(sparsity) + shift, float(np.mean(points))
                 axes.vlines(x, min(points), max(points), color=colour, lw=1.2, alpha=0.7)
                 axes.plot(x, y, marker, ms=7, mfc="white", color=colour)
-                longer.setdefault(sparsity, []).append(
-                    (y, x, f"{epochs:g} epochs at rate {rate:g}{', distilled' * bool(distill)}", colour)
-                )
+                how = "distilled" if distill else f"rate {rate:g}"
+                longer.setdefault(sparsity, []).append((y, x, f"{epochs:g} epochs, {how}", colour))
     for runs in longer.values():  # one under another beside the points, which may lie on each other
         x, middle = max(x for _, x, *_ in runs), float(np.median([y for y, *_ in runs]))
         for at, (_, _, said, colour) in enumerate(sorted(runs)):
