@@ -15,7 +15,7 @@ def calibration(record: dict) -> list[str]:
         "`--data`: 1,024 training images, evenly spaced, labels unused. Errors of weights then cancel at the outputs "
         "of their layers, each layer compressed for the inputs that the compressed ones before it make. Nothing is "
         "retrained. Beside it the same target without data. Vectors: bytes of the file with data that norms, biases "
-        "and counters take."
+        "and counters take." + (f" {record['note']}" if "note" in record else "")
     ]
     worse = []
     for name, net in record["dense"].items():
