@@ -61,6 +61,7 @@ class Net(NamedTuple):
     weight_decay: float
     shift: int  # pixels, in each direction
     mirrored: bool
+    distill: float = 0.0  # share of the loss that is to give the dense outputs
 
 
 NETS = {
@@ -84,12 +85,10 @@ class Splits(NamedTuple):
         return cls(fit, Dataset(f"{name}:train, held out", whole.x[cut], whole.y[cut]), load_data(f"{name}:test"))
 
 
-def train(
-    model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float, steps: int, seed: int, distill: float
-) -> None:
+def train(model: nn.Module, pruner: Pruner, data: Dataset, net: Net, top: float, steps: int, seed: int) -> None:
     """Trains and prunes `model` in place, in bfloat16 where that is safe; `top` is the highest learning rate."""
-    teacher = copy.deepcopy(model).eval() if distill else None
-    objective = Objective(F.cross_entropy, teacher, distill=distill, temperature=Finetune().temperature)
+    teacher = copy.deepcopy(model) if net.distill else None
+    objective = Objective(F.cross_entropy, teacher, distill=net.distill, temperature=Finetune().temperature)
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), top, 0.9, weight_decay=net.weight_decay, nesterov=True)
@@ -118,15 +117,7 @@ def train(
 
 
 def run(
-    model: nn.Module,
-    method: str,
-    sparsity: int,
-    seed: int,
-    net: Net,
-    data: Splits,
-    rate: float,
-    ramp: float,
-    distill: float,
+    model: nn.Module, method: str, sparsity: int, seed: int, net: Net, data: Splits, rate: float, ramp: float
 ) -> dict[str, Any]:
     """One row: a pruned net, and how good it is on the held-out images."""
     start = time.perf_counter()
@@ -134,14 +125,14 @@ def run(
     torch.manual_seed(seed)
     example = torch.from_numpy(data.fit.x[:1])
     pruner = Pruner(sparsity / 100, steps=round(ramp * steps), example=example, seed=seed, **METHODS[method])
-    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, rate, steps, seed, distill)
+    train(model.to(memory_format=torch.channels_last), pruner, data.fit, net, rate, steps, seed)
     counts = pruner.report()
     return {
         "method": method,
         "sparsity": sparsity,
         "rate": rate,
         "epochs": net.epochs,
-        "distill": distill,
+        "distill": net.distill,
         "seed": seed,
         "held_out_top1": round(evaluate(model, data.held_out).top1, 2),
         "zeros": round(counts.sparsity, 4),
@@ -176,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     net = NETS[args.net]
-    net = net._replace(epochs=args.epochs or net.epochs)
+    net = net._replace(epochs=args.epochs or net.epochs, distill=args.distill)
     weights = args.weights or (lenet5_path() if args.net == "lenet5" else None)
     if weights is None:
         parser.error(f"{args.net} needs --weights FILE: trained weights to start from")
@@ -193,7 +184,7 @@ def main() -> None:
         if any(row["command"] == command for row in rows):
             continue
         model = load_net(f"codeword.zoo:{args.net}", weights)
-        row = {"command": command} | run(model, method, sparsity, seed, net, data, rate, args.ramp, args.distill)
+        row = {"command": command} | run(model, method, sparsity, seed, net, data, rate, args.ramp)
         if not args.trial:
             row["test_top1"] = round(evaluate(model, data.test).top1, 2)
         log.info("%s %s %d %% seed %d: held out %.2f  %s", args.net, method, sparsity, seed, row["held_out_top1"], row)

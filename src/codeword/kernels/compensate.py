@@ -101,6 +101,7 @@ def rising(thresholds: np.ndarray, gaps: np.ndarray) -> np.ndarray:
 
     Where thresholds fall, the codewords between are nowhere cheapest: the cheapest are the corners of the lower convex
     hull of word**2 + gain * price over word, whose slopes are those between neighbours pooled, by the words' gaps.
+    `math.ecsq.envelope` finds the same for one gain, and leaves codewords out; here each column has its own.
     """
     if (thresholds[1:] >= thresholds[:-1]).all():
         return thresholds

@@ -42,13 +42,12 @@ class Moments:
 
     def diagonal(self, rows: int) -> np.ndarray:
         """(rows, c) float32: what a squared error of each weight costs if errors are independent."""
-        own = np.einsum("gii->gi", self.second)
-        return np.repeat(own, rows // len(own), axis=0)
+        return np.einsum("gii->gi", self.second)[self.owners(rows)]
 
     def compensated(self, rows: int) -> np.ndarray:
         """(rows, c) float32: what it costs once the weights to the right have made up for it as they best can."""
         own = [_mean(h) / np.square(np.diagonal(upper)) for h, upper in zip(self.second, self.factors, strict=True)]
-        return np.repeat(np.asarray(own, np.float32), rows // len(own), axis=0)
+        return np.asarray(own, np.float32)[self.owners(rows)]
 
     def owners(self, rows: int) -> np.ndarray:
         """(rows,): the group of each row."""
@@ -70,11 +69,11 @@ class Moments:
             mine = owners == owner
             h = self.second[owner] / np.float32(_mean(self.second[owner]))
             h[np.diag_indices_from(h)] += np.float32(self.damping)
-            ones = [(codes[mine] == code).astype(np.float32) for code in range(k)]
-            spread = [(one @ h * worth[mine, None]).astype(np.float64) for one in ones]
-            for i in range(k):
-                right[i] += np.sum(spread[i] * values[mine])
-                normal[i] += [np.sum(spread[i], where=one > 0) for one in ones]
+            members = [codes[mine] == code for code in range(k)]
+            for i, own in enumerate(members):
+                spread = (own.astype(np.float32) @ h * worth[mine, None]).astype(np.float64)
+                right[i] += np.sum(spread * values[mine])
+                normal[i] += [np.sum(spread, where=others) for others in members]
         held = _HELD * np.trace(normal) / k
         return np.linalg.solve(normal + held * np.eye(k), right + held * codebook) if held else codebook
 

@@ -104,6 +104,11 @@ def row_scales(rows: np.ndarray) -> Scales:
     return Scales(np.maximum(np.minimum(norms, _MOST_SCALE) / unit, 2.0**-14).astype(ml_dtypes.float8_e5m2), unit)
 
 
+def scales_by(granularity: Granularity, rows: np.ndarray) -> Scales:
+    """`row_scales` of rows (r, c), or nothing to divide by."""
+    return row_scales(rows) if granularity == "row" else Scales(None, 1.0)
+
+
 def root_mean_square(rows: np.ndarray) -> float:
     """Of all values of rows (r, c), or 1 if all are zero."""
     energy = sum(float(np.sum(np.square(row, dtype=np.float64))) for row in rows)

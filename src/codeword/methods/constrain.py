@@ -122,7 +122,7 @@ class Constraint:
         codes, book = compact(found.codes, found.codebook)
         width = self._width(rows, columns) if together and vectors.shape[2] == 1 else None
         if width is not None and self.moments is not None and book.shape[1] <= _MOST_FITTED:
-            codes, book = self._fitted(problem, width, book, prices_of(codes, book.shape[1]))
+            codes, book = self._fitted(problem, self.moments, width, book, prices_of(codes, book.shape[1]))
         mass = float(vectors.size if h is None else np.sum(h, dtype=np.float64)) or 1.0
         error = squared_error(vectors, h, codes, book) / mass
         wanted = unit * math.sqrt(error * _GRID_SHARE * 12) if self.grid else None
@@ -148,12 +148,10 @@ class Constraint:
         return None if columns % self.kernel else columns
 
     def _fitted(
-        self, problem: Problem, columns: int, codebook: np.ndarray, prices: np.ndarray
+        self, problem: Problem, moments: Moments, columns: int, codebook: np.ndarray, prices: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(codes, codebook) in turns: codes whose errors cancel, and the codewords that are best for them."""
-        moments, shape = self.moments, (len(codebook), -1, columns)
-        if moments is None:
-            raise ValueError("codewords are fitted to moments, and there are none")
+        shape = (len(codebook), -1, columns)
         values, codes = problem.vectors.reshape(shape), np.zeros(problem.vectors.shape[:2], np.intp)
         h = problem.h
         worth = np.ones(values.shape[:2]) if h is None else h.reshape(shape).mean(axis=2, dtype=np.float64)

@@ -14,16 +14,7 @@ from codeword.expr import DTYPES, Affine, Expr, Raw, dtype_name
 from codeword.kernels.groups import LARGEST, cluster_groups
 from codeword.math.bins import Bins, assign_members, make_bins, weighted_means
 from codeword.math.kmeans import kmeans, midpoints
-from codeword.methods.base import (
-    Granularity,
-    Method,
-    Scales,
-    as_rows,
-    root_mean_square,
-    row_scales,
-    rows_of,
-    shared,
-)
+from codeword.methods.base import Granularity, Method, as_rows, root_mean_square, rows_of, scales_by, shared
 
 _AT_ONCE = 1 << 22  # weights of groups that are clustered together
 _LEAST_OCTAVE = -126  # of a step: the smallest normal float32
@@ -110,7 +101,7 @@ class KMeans(msgspec.Struct, frozen=True, tag_field="method", tag="kmeans", forb
         rows, h = as_rows(weight), rows_of(importance)
         if not rows.size:
             return Raw(weight)
-        scales = row_scales(rows) if self.granularity == "row" else Scales(None, 1.0)
+        scales = scales_by(self.granularity, rows)
         divisor = scales.divisor(len(rows))
         codes, codebooks = self._clustered(rows, divisor, h, self._per_codebook(weight.shape, len(rows)))
         return shared(codes, codebooks, scales, weight.shape, dtype=self.codebook_dtype)

@@ -20,7 +20,7 @@ from codeword.math.birch import birch, scan, sweep, threshold_of
 from codeword.math.density import MAX_CODEWORDS, density_kmeans, density_start
 from codeword.math.row_scaled import row_scaled
 from codeword.math.starts import Descent, linear_start, lloyd, one_each, plus_plus_start, random_start
-from codeword.methods.base import Granularity, Scales, as_rows, row_scales, rows_of, shared
+from codeword.methods.base import Granularity, Scales, as_rows, rows_of, scales_by, shared
 from codeword.methods.scalar import assigned
 
 _MOST_SEEDS = 4096  # of k-means++, whose time grows with the square: seconds for these
@@ -121,7 +121,7 @@ class Birch(msgspec.Struct, frozen=True, tag_field="method", tag="birch", forbid
             return birch(bins, leaves, target, generator)
 
         def scaled() -> np.ndarray:
-            divisor = _scales(rows, self.granularity).divisor(len(rows))
+            divisor = scales_by(self.granularity, rows).divisor(len(rows))
             return rows if divisor is None else rows / divisor[:, None]
 
         return _compress(weight, importance, self.granularity, cluster)
@@ -165,10 +165,6 @@ def _check_count(method: str, n_clusters: int) -> None:
         raise PlanError(f"{method}: n_clusters must lie in 1..{MAX_CODEWORDS}, got {n_clusters}")
 
 
-def _scales(rows: np.ndarray, granularity: Granularity) -> Scales:
-    return row_scales(rows) if granularity == "row" else Scales(None, 1.0)
-
-
 def _compress(
     weight: np.ndarray, importance: np.ndarray | None, granularity: Granularity, cluster: Callable[[Bins], Descent]
 ) -> Expr:
@@ -176,7 +172,7 @@ def _compress(
     rows, h = as_rows(weight), rows_of(importance)
     if not rows.size:
         return Raw(weight)
-    scales = _scales(rows, granularity)
+    scales = scales_by(granularity, rows)
     divisor = scales.divisor(len(rows))
     bins = make_bins(rows, divisor, h)
     codes, codebook = assigned(bins, rows, divisor, h, cluster(bins).codebook)
